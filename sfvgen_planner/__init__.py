@@ -1,0 +1,3 @@
+"""Plan in a video model that remembers."""
+
+__version__ = "0.1.0"

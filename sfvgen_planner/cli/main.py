@@ -1,0 +1,70 @@
+"""Entry point of the `sfvgen` command."""
+
+import argparse
+import importlib
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from sfvgen_planner import __version__
+from sfvgen_planner.errors import SfvgenError
+
+# One module of this package per subcommand. Each imports what it needs inside `run`, so that
+# `sfvgen --help` answers at once.
+COMMANDS: tuple[str, ...] = ()
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """What a module of this package offers."""
+
+    def add_parser(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        """Add the subcommand's parser, with `run` among its defaults.
+
+        `run(args) -> int` returns the exit code. A command that goes on where it was stopped
+        also sets `resumes=True`.
+        """
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="sfvgen", description="Plan robot actions in a video model that remembers."
+    )
+    parser.add_argument("--version", action="version", version=f"sfvgen-planner {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log what is being done")
+    parser.set_defaults(resumes=False)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = cast(Command, importlib.import_module(f"sfvgen_planner.cli.{name}"))
+        module.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `sfvgen` with `argv` (default: the process's own arguments).
+
+    Returns:
+        The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        return cast(int, args.run(args))
+    except SfvgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        message = "interrupted"
+        if args.resumes:
+            message += f"; the same command goes on from here: {shlex.join(['sfvgen', *arguments])}"
+        print(f"\n{message}", file=sys.stderr)
+        return EXIT_INTERRUPTED
