@@ -1,0 +1,147 @@
+"""The index of an episode store: one line of JSON per committed episode."""
+
+import fcntl
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
+
+from sfvgen_planner.data.episode import Episode, EpisodeSource
+from sfvgen_planner.errors import SfvgenError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """All of an episode that is not an array.
+
+    Attributes:
+        row: The store row of its first frame.
+        num_steps: T.
+        instructions: (text, number of steps) pairs, in order.
+        seed: Seed of the episode.
+        terminated: See `Episode`.
+        truncated: See `Episode`.
+        frames_crc32: Checksum of the frames' bytes.
+        info: See `Episode`.
+        source: See `Episode`.
+    """
+
+    row: int
+    num_steps: int
+    instructions: tuple[tuple[str, int], ...]
+    seed: int
+    terminated: bool
+    truncated: bool
+    frames_crc32: int
+    info: dict[str, Any]
+    source: EpisodeSource
+
+    @classmethod
+    def of(cls, episode: Episode, row: int, frames_crc32: int) -> Self:
+        """Describe an episode that is stored from `row` on."""
+        return cls(
+            row=row,
+            num_steps=len(episode),
+            instructions=tuple(
+                (text, len(list(steps))) for text, steps in groupby(episode.instructions)
+            ),
+            seed=episode.seed,
+            terminated=episode.terminated,
+            truncated=episode.truncated,
+            frames_crc32=frames_crc32,
+            info=episode.info,
+            source=episode.source,
+        )
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Rebuild an entry from a parsed line."""
+        instructions = tuple((str(text), int(steps)) for text, steps in values["instructions"])
+        source = EpisodeSource(**values["source"])
+        return cls(**{**values, "instructions": instructions, "source": source})
+
+    def instruction_list(self) -> list[str]:
+        """Return the T instructions, one per step."""
+        return [text for text, steps in self.instructions for _ in range(steps)]
+
+
+def read_index(path: Path) -> tuple[list[IndexEntry], int]:
+    """Read the committed episodes and the number of bytes that they take in the file.
+
+    A last line that a crash tore is left out; a damaged line before it is an error.
+    """
+    entries: list[IndexEntry] = []
+    num_bytes = 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("no line end")
+            entry = IndexEntry.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                logger.warning("%s: dropped a torn last line (%s)", path, error)
+                break
+            raise SfvgenError(
+                f"line {number} of {path} is damaged ({error}); restore the file from a copy, or "
+                "collect again into another folder"
+            ) from error
+        entries.append(entry)
+        num_bytes += len(line)
+    return entries, num_bytes
+
+
+class IndexWriter:
+    """Appends to an index; only one process at a time holds it.
+
+    Attributes:
+        entries: The committed episodes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Lock the file and cut off what a crash left behind the last committed episode.
+
+        Raises:
+            SfvgenError: Another process holds the lock, or the index is damaged.
+        """
+        self._file = path.open("r+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.entries, self._end = read_index(path)
+            self._cut()
+        except BlockingIOError as error:
+            self._file.close()
+            raise SfvgenError(
+                f"another process is writing to {path.parent}; wait for it, or give another folder"
+            ) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, entry: IndexEntry) -> None:
+        """Commit an entry: when this returns, it is on disk."""
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        try:
+            remaining = memoryview(line)
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
+            os.fsync(self._file.fileno())
+        except BaseException:
+            # A full disk or Ctrl-C may have left half a line.
+            self._cut()
+            raise
+        self._end += len(line)
+        self.entries.append(entry)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._file.close()
+
+    def _cut(self) -> None:
+        self._file.truncate(self._end)
+        self._file.seek(self._end)

@@ -1,0 +1,349 @@
+"""Episodes on disk: zarr arrays, and an index that commits them one by one."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+from zlib import crc32
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from sfvgen_planner.data.episode import Episode, Window
+from sfvgen_planner.data.index import IndexEntry, IndexWriter, read_index
+from sfvgen_planner.data.spec import StoreSpec
+from sfvgen_planner.errors import SfvgenError
+
+FORMAT = "sfvgen-episodes"
+VERSION = 1
+INDEX_FILE = "episodes.jsonl"
+FRAMES_PER_CHUNK = 16
+# Every episode starts at a multiple of this many rows, so that no chunk belongs to two episodes
+# and writing one can never damage another. Rows that are never written take no space.
+ROWS_PER_BLOCK = 128
+# The arrays grow by this many rows at once: growing rewrites zarr's metadata.
+ROWS_PER_GROWTH = 1 << 20
+
+
+class EpisodeStore:
+    """A sequence of episodes on disk, lossless, safe against a crash in mid-write.
+
+    The folder is a zarr 3 group with the arrays `frames (rows, H, W, 3)`, `actions (rows, A)`,
+    `rewards (rows,)` and, where there is any, `proprio (rows, P)`; the row after an episode's last
+    action holds its last frame. `episodes.jsonl` has one line per episode, written after its
+    arrays: what has no line does not exist, and is overwritten by the next episode.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: StoreSpec,
+        arrays: dict[str, zarr.Array],
+        entries: list[IndexEntry],
+        writer: IndexWriter | None,
+    ) -> None:
+        """Use `create` or `open` instead."""
+        self.path = path
+        self.spec = spec
+        self.entries = entries
+        self._arrays = arrays
+        self._writer = writer
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], spec: StoreSpec) -> Self:
+        """Make an empty store and open it for appending.
+
+        Raises:
+            SfvgenError: The folder cannot be written, or holds something already.
+        """
+        path = Path(path)
+        require_free_folder(path)
+        # Made aside and renamed, so that no crash leaves a folder that is half a store.
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            _create_arrays(aside, spec)
+            (aside / INDEX_FILE).touch()
+            aside.chmod(0o777 & ~_umask())
+            aside.replace(path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return cls.open(path, mode="a")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], mode: Literal["r", "a"] = "r") -> Self:
+        """Open a store for reading (`r`) or for reading and appending (`a`).
+
+        A reader sees the episodes that were committed when it opened the store.
+
+        Raises:
+            SfvgenError: There is no store, it is damaged, it has another version, or (`a`) another
+                process is writing to it.
+        """
+        path = Path(path)
+        spec = _read_spec(path)
+        writer = None
+        try:
+            if mode == "a":
+                writer = IndexWriter(path / INDEX_FILE)
+                entries = writer.entries
+            else:
+                entries, _ = read_index(path / INDEX_FILE)
+            arrays = _open_arrays(path, spec, writable=mode == "a")
+        except OSError as error:
+            raise SfvgenError(f"cannot open the episode store {path}: {error}") from error
+        return cls(path, spec, arrays, entries, writer)
+
+    def append(self, episode: Episode) -> None:
+        """Add an episode; when this returns, it is on disk.
+
+        Raises:
+            SfvgenError: The store is open for reading only, the episode's sizes differ from the
+                store's, or the disk is full (what was committed before stays).
+        """
+        if self._writer is None:
+            raise SfvgenError(f"{self.path} is open for reading; open it with mode='a' to append")
+        self.spec.require_fits(episode)
+        row = self._next_row()
+        frames = np.ascontiguousarray(episode.frames)
+        try:
+            self._write("frames", row, frames)
+            self._write("actions", row, episode.actions)
+            self._write("rewards", row, np.asarray(episode.rewards, np.float32))
+            if episode.proprio is not None:
+                self._write("proprio", row, np.asarray(episode.proprio, np.float32))
+            self._writer.append(IndexEntry.of(episode, row, crc32(frames.data)))
+        except OSError as error:
+            raise SfvgenError(
+                f"cannot write episode {len(self)} to {self.path}: {error.strerror or error}; the "
+                f"{len(self)} episodes before it are kept"
+            ) from error
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Read a whole episode and check it against its checksum.
+
+        Raises:
+            IndexError: There is no such episode.
+            SfvgenError: Its data is damaged.
+        """
+        entry = self.entries[index]
+        steps = entry.num_steps
+        frames = self._read("frames", entry, 0, steps + 1)
+        if crc32(frames.data) != entry.frames_crc32:
+            raise self._damaged(entry, "frames", "their checksum differs")
+        return Episode(
+            frames=frames,
+            actions=self._read("actions", entry, 0, steps),
+            instructions=entry.instruction_list(),
+            rewards=self._read("rewards", entry, 0, steps),
+            terminated=entry.terminated,
+            truncated=entry.truncated,
+            seed=entry.seed,
+            proprio=self._read("proprio", entry, 0, steps + 1) if self.spec.proprio_size else None,
+            info=entry.info,
+            source=entry.source,
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Read the episodes in order."""
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def num_steps(self) -> list[int]:
+        """T of each episode."""
+        return [entry.num_steps for entry in self.entries]
+
+    def window(self, index: int, start: int, num_frames: int) -> Window:
+        """Read frames `start .. start + num_frames - 1` of episode `index`.
+
+        Raises:
+            SfvgenError: The episode has no such frames, or they are damaged.
+        """
+        entry = self.entries[index]
+        if num_frames < 1 or start < 0 or start + num_frames > entry.num_steps + 1:
+            raise SfvgenError(
+                f"episode {index} of {self.path} has frames 0 to {entry.num_steps}; there is no "
+                f"window of {num_frames} from frame {start} on"
+            )
+        return Window(
+            frames=self._read("frames", entry, start, num_frames),
+            actions=self._read("actions", entry, start, num_frames - 1),
+            instructions=entry.instruction_list()[start : start + num_frames - 1],
+        )
+
+    def close(self) -> None:
+        """Let other processes append."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _next_row(self) -> int:
+        if not self.entries:
+            return 0
+        last = self.entries[-1]
+        return last.row + _round_up(last.num_steps + 1, ROWS_PER_BLOCK)
+
+    def _write(self, name: str, row: int, values: NDArray[Any]) -> None:
+        """Write whole chunks only: what a crash left in them must never be read back."""
+        array = self._arrays[name]
+        rows_per_chunk = array.chunks[0]
+        num_rows = _round_up(len(values), rows_per_chunk)
+        if row + num_rows > array.shape[0]:
+            array.resize((_round_up(row + num_rows, ROWS_PER_GROWTH), *array.shape[1:]))
+        padding = [(0, num_rows - len(values))] + [(0, 0)] * (values.ndim - 1)
+        array[row : row + num_rows] = np.pad(values, padding)
+        for chunk in self._chunk_files(name, row, num_rows):
+            _flush(chunk)
+
+    def _read(self, name: str, entry: IndexEntry, start: int, num_rows: int) -> NDArray[Any]:
+        first = entry.row + start
+        # zarr reads a chunk that is not there as zeros.
+        for chunk in self._chunk_files(name, first, num_rows):
+            if not chunk.exists():
+                raise self._damaged(entry, name, f"{chunk} is missing")
+        try:
+            return cast(NDArray[Any], self._arrays[name][first : first + num_rows])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._damaged(entry, name, str(error).splitlines()[0]) from error
+
+    def _damaged(self, entry: IndexEntry, name: str, reason: str) -> SfvgenError:
+        index = self.entries.index(entry)
+        return SfvgenError(
+            f"the {name} of episode {index} of {self.path} are damaged ({reason}); restore the "
+            "folder from a copy, or collect again into another folder"
+        )
+
+    def _chunk_files(self, name: str, row: int, num_rows: int) -> list[Path]:
+        array = self._arrays[name]
+        rows_per_chunk = array.chunks[0]
+        inner = "/0" * (array.ndim - 1)
+        chunks = range(
+            row // rows_per_chunk, _round_up(row + num_rows, rows_per_chunk) // rows_per_chunk
+        )
+        return [self.path / name / f"c/{chunk}{inner}" for chunk in chunks]
+
+
+def require_free_folder(path: Path) -> None:
+    """Raise an SfvgenError unless a store can be made at `path`."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise SfvgenError(
+            f"{path} holds something that is no episode store; give an empty or a new folder"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SfvgenError(f"cannot make the folder {path}: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise SfvgenError(f"cannot make the folder {path}: {path.parent} is not writable")
+
+
+def _array_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one row of each array."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "frames": (*spec.image_size, 3),
+        "actions": (spec.action_size,),
+        "rewards": (),
+    }
+    if spec.proprio_size:
+        shapes["proprio"] = (spec.proprio_size,)
+    return shapes
+
+
+def _create_arrays(path: Path, spec: StoreSpec) -> None:
+    attributes = {"format": FORMAT, "version": VERSION, "spec": spec.to_json()}
+    group = zarr.create_group(path, attributes=attributes)
+    for name, row_shape in _array_shapes(spec).items():
+        rows_per_chunk = FRAMES_PER_CHUNK if name == "frames" else ROWS_PER_BLOCK
+        group.create_array(
+            name,
+            shape=(ROWS_PER_GROWTH, *row_shape),
+            chunks=(rows_per_chunk, *row_shape),
+            dtype=np.uint8 if name == "frames" else np.float32,
+            compressors=[BloscCodec(cname="zstd", clevel=5), Crc32cCodec()],
+        )
+
+
+def _open_arrays(path: Path, spec: StoreSpec, writable: bool) -> dict[str, zarr.Array]:
+    arrays = {}
+    for name, row_shape in _array_shapes(spec).items():
+        try:
+            array = zarr.open_array(path / name, mode="r+" if writable else "r", zarr_format=3)
+        except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+            raise SfvgenError(
+                f"the episode store {path} is damaged: {path / name}/zarr.json is missing or "
+                "unreadable"
+            ) from error
+        if array.shape[1:] != row_shape:
+            raise SfvgenError(
+                f"the episode store {path} is damaged: {name} has rows of shape "
+                f"{array.shape[1:]}, but its description says {row_shape}"
+            )
+        # An all-zero chunk is written too, so that a missing one is known to be lost.
+        arrays[name] = array.with_config({"write_empty_chunks": True})
+    return arrays
+
+
+def _read_spec(path: Path) -> StoreSpec:
+    advice = "give a folder that `sfvgen collect` made"
+    try:
+        metadata = json.loads((path / "zarr.json").read_bytes())
+    except FileNotFoundError as error:
+        found = "has no zarr.json" if path.exists() else "does not exist"
+        raise SfvgenError(f"{path} is no episode store (it {found}); {advice}") from error
+    except (OSError, ValueError) as error:
+        raise SfvgenError(f"cannot read {path / 'zarr.json'} ({error}); {advice}") from error
+    attributes = metadata.get("attributes", {}) if isinstance(metadata, dict) else {}
+    if attributes.get("format") != FORMAT:
+        raise SfvgenError(f"{path} is a zarr store, but not of episodes; {advice}")
+    if attributes.get("version") != VERSION:
+        raise SfvgenError(
+            f"{path} has version {attributes.get('version')} of the episode format, but this "
+            f"sfvgen-planner reads version {VERSION}; collect again, or install the release that "
+            "wrote it"
+        )
+    try:
+        return StoreSpec.from_json(attributes["spec"])
+    except (KeyError, TypeError) as error:
+        raise SfvgenError(
+            f"the description in {path / 'zarr.json'} is incomplete: {error}"
+        ) from error
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
