@@ -1,0 +1,56 @@
+"""What a world model imagined: latents at once, pixels when somebody asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from sfvgen_planner.world_model import VideoWorldModel
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """N imagined futures of T frames each, which is all that an objective gets to see.
+
+    Attributes:
+        latents: scaled latents ``(N, C, T, h, w)`` on the model's device.
+        world_model: the model that made them; it decodes them and encodes goals to compare with.
+        instruction: the language command the futures were conditioned on, if any.
+        actions: the ``(N, T, A)`` actions, in env units, they were conditioned on, if any.
+    """
+
+    latents: torch.Tensor
+    world_model: VideoWorldModel
+    instruction: str | None = None
+    actions: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of futures N."""
+        return self.latents.shape[0]
+
+    @property
+    def num_frames(self) -> int:
+        """Imagined frames per future T, the present frame not counted."""
+        return self.latents.shape[2]
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """Decoded frames ``(N, T, H, W, 3)`` uint8; decoded on first use and kept."""
+        return self.world_model.decode(self.latents)
+
+    @cached_property
+    def last_frames(self) -> np.ndarray:
+        """The last frame of every future ``(N, H, W, 3)`` uint8, decoding no other."""
+        if "frames" in self.__dict__:
+            return self.frames[:, -1]
+        return self.world_model.decode(self.latents[:, :, -1:])[:, 0]
+
+    @property
+    def last_latents(self) -> torch.Tensor:
+        """The latent of the last frame of every future ``(N, C, h, w)``."""
+        return self.latents[:, :, -1]

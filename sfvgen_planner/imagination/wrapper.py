@@ -1,0 +1,235 @@
+"""A Gymnasium wrapper that behaves as its environment and can also imagine its futures."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import RecordConstructorArgs
+
+from sfvgen_planner.data.camera import camera_frame
+from sfvgen_planner.data.frame_skip import FrameSkip
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination.result import Imagination
+
+if TYPE_CHECKING:
+    from sfvgen_planner.memory import EpisodicMemory, MemoryWrite
+    from sfvgen_planner.world_model import VideoWorldModel
+
+
+class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Behave exactly as ``env``, watch its camera, and imagine from the present moment.
+
+    Every step is one video frame of the world model. Frames are grouped into chunks of
+    ``num_future_frames``: the frame of ``reset`` opens the episode, chunk ``i`` is frames
+    ``i * F + 1 .. (i + 1) * F``, and its previous chunk is the up to ``num_past_frames`` frames
+    before it. As soon as a chunk is complete the memory fast-learns it (paper, Algorithm 1a).
+
+    Args:
+        env: any Gymnasium environment with a camera, that is an image observation, an ``"image"``
+            entry in a Dict observation, or ``render_mode="rgb_array"``, and with the continuous
+            actions that the model was trained on.
+        world_model: the slow weights.
+        memory: the fast weights, learnt from what the camera sees and reset with the env;
+            ``None`` imagines from the context window alone.
+        max_batch_size: futures imagined in one call of the model; more are done in turn, so that
+            the number of candidates is not bounded by the device's memory.
+
+    Raises:
+        SfvgenError: where the env's actions, camera or time step do not fit the world model.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> from sfvgen_planner.world_model import load_world_model
+        >>> env = ImaginationWrapper(gym.make("sfvgen/TabletopReturn-v0"), load_world_model())
+        >>> observation, info = env.reset(seed=0)
+        >>> env.imagine(instruction=info["instruction"]).frames.shape
+        (1, 8, 64, 64, 3)
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        world_model: VideoWorldModel,
+        memory: EpisodicMemory | None = None,
+        max_batch_size: int = 64,
+    ) -> None:
+        # Without deepcopy: env.spec must not hold a second copy of the weights.
+        RecordConstructorArgs.__init__(
+            self,
+            _disable_deepcopy=True,
+            world_model=world_model,
+            memory=memory,
+            max_batch_size=max_batch_size,
+        )
+        gym.Wrapper.__init__(self, env)
+        if max_batch_size < 1:
+            raise SfvgenError(f"max_batch_size must be at least 1, got {max_batch_size}")
+        config = world_model.config
+        check_action_space(env.action_space, config.action_low, config.action_high)
+        check_frame_skip(env, config.frame_skip)
+        self.world_model = world_model
+        self.memory = memory
+        self.max_batch_size = max_batch_size
+        self.memory_writes: list[MemoryWrite] = []
+        self.num_steps = 0
+        self._image_size: int = config.image_size
+        self._frames: deque[np.ndarray] = deque(
+            maxlen=config.num_past_frames + config.num_future_frames
+        )
+        self._past_latents: torch.Tensor | None = None
+        self._seeds = np.random.default_rng()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the env and forget the episode: its frames and the fast weights."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._frames.clear()
+        self.memory_writes = []
+        self.num_steps = 0
+        if self.memory is not None:
+            self.memory.reset()
+        self._observe(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step the env, observe one frame, and write the memory when it completes a chunk."""
+        result = self.env.step(action)
+        self.num_steps += 1
+        self._observe(result[0])
+        chunk_size = self.world_model.config.num_future_frames
+        if self.memory is not None and self.num_steps % chunk_size == 0:
+            frames = np.stack(self._frames)
+            self.memory_writes.append(self.memory.write(frames[:-chunk_size], frames[-chunk_size:]))
+        return result
+
+    @property
+    def past_frames(self) -> np.ndarray:
+        """The last observed frames ``(f, H, W, 3)`` uint8, f from 1 to ``num_past_frames``."""
+        if not self._frames:
+            raise SfvgenError("nothing has been observed yet: call reset() first")
+        return np.stack(list(self._frames)[-self.world_model.config.num_past_frames :])
+
+    def imagine(
+        self,
+        actions: np.ndarray | torch.Tensor | None = None,
+        instruction: str | None = None,
+        num_samples: int = 1,
+        num_frames: int | None = None,
+        num_inference_steps: int = 4,
+        seed: int | None = None,
+    ) -> Imagination:
+        """Imagine futures from the present moment; the simulator is not touched.
+
+        Args:
+            actions: one sequence ``(T, A)`` or candidates ``(N, T, A)`` in env units.
+            instruction: a language command.
+            num_samples: futures with different noise; only for one or no action sequence, because
+                candidates share their noise, so that their costs differ by their actions alone.
+            num_frames: frames to imagine, as many as there are actions, or else a chunk, by
+                default. Any length works: the model goes on from its own output.
+            num_inference_steps: denoiser calls per chunk.
+            seed: of the noise; by default every call differs.
+
+        Returns:
+            The futures: N = number of candidates, or ``num_samples``.
+
+        Raises:
+            SfvgenError: before :meth:`reset`, or where the arguments do not fit the model.
+        """
+        common_noise = actions is not None and np.ndim(actions) == 3
+        candidates, num_samples = self._candidates(actions, num_samples)
+        past = self._encoded_past()
+        seed = int(self._seeds.integers(2**63)) if seed is None else seed
+        generator = torch.Generator().manual_seed(seed)
+        latents = []
+        for start in range(0, num_samples, self.max_batch_size):
+            size = min(self.max_batch_size, num_samples - start)
+            if common_noise:
+                generator.manual_seed(seed)
+            output = self.world_model(
+                past.expand(size, *past.shape[1:]),
+                instruction=instruction,
+                actions=None if candidates is None else candidates[start : start + size],
+                num_frames=num_frames,
+                num_inference_steps=num_inference_steps,
+                generator=generator,
+                output_type="latent",
+                common_noise=common_noise,
+            )
+            latents.append(output.latents)
+        return Imagination(torch.cat(latents), self.world_model, instruction, candidates)
+
+    def _observe(self, observation: Any) -> None:
+        # An environment may draw the next frame into the same memory.
+        self._frames.append(camera_frame(self.env, observation, self._image_size).copy())
+        self._past_latents = None
+
+    def _encoded_past(self) -> torch.Tensor:
+        """Latents of the past frames, encoded once per moment however many calls imagine it."""
+        if self._past_latents is None:
+            self._past_latents = self.world_model.encode(self.past_frames[None])
+        return self._past_latents
+
+    def _candidates(
+        self, actions: np.ndarray | torch.Tensor | None, num_samples: int
+    ) -> tuple[torch.Tensor | None, int]:
+        """Actions as ``(N, T, A)``, and N; what they hold is for the model to check."""
+        if num_samples < 1:
+            raise SfvgenError(f"num_samples must be at least 1, got {num_samples}")
+        if actions is None:
+            return None, num_samples
+        candidates = torch.as_tensor(actions, dtype=torch.float32)
+        if candidates.ndim == 2:
+            return candidates.expand(num_samples, *candidates.shape), num_samples
+        if candidates.ndim != 3 or len(candidates) == 0:
+            raise SfvgenError(
+                "actions must have the shape (T, A), or (N, T, A) for N candidates, "
+                f"got {tuple(candidates.shape)}"
+            )
+        if num_samples != 1:
+            raise SfvgenError(
+                f"num_samples={num_samples} needs one action sequence (T, A), got candidates "
+                f"{tuple(candidates.shape)}, which share one sample of the noise"
+            )
+        return candidates, len(candidates)
+
+
+def check_action_space(space: gym.Space[Any], low: list[float], high: list[float]) -> None:
+    """Refuse an action space that differs from the one a model was trained on."""
+    wanted = f"the world model was trained on Box({low}, {high}, ({len(low)},))"
+    if not isinstance(space, gym.spaces.Box):
+        raise SfvgenError(
+            f"imagination needs a continuous (Box) action space; {wanted}, not {space}"
+        )
+    if not space.is_bounded("both"):
+        raise SfvgenError(
+            f"imagination needs a bounded action space; {wanted}, not {space}; "
+            "gymnasium.wrappers.RescaleAction gives bounds"
+        )
+    if space.shape != (len(low),):
+        raise SfvgenError(f"the env's actions have the shape {space.shape}, but {wanted}")
+    if not (np.allclose(space.low, low) and np.allclose(space.high, high)):
+        raise SfvgenError(
+            f"the env's actions go from {space.low.tolist()} to {space.high.tolist()}, but "
+            f"{wanted}; gymnasium.wrappers.RescaleAction converts"
+        )
+
+
+def check_frame_skip(env: gym.Env[Any, Any], frame_skip: int) -> None:
+    """Refuse an env whose steps last longer or shorter than the frames of a model."""
+    found = 1
+    layer: gym.Env[Any, Any] = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, FrameSkip):
+            found *= layer.num_steps
+        layer = layer.env
+    if found != frame_skip:
+        raise SfvgenError(
+            f"the world model's frames are {frame_skip} env steps apart, but one step of this env "
+            f"makes {found}; wrap it as FrameSkip(env, {frame_skip})"
+        )

@@ -1,0 +1,121 @@
+"""A planner as a policy, so that it runs wherever a policy runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.planning.plan import Goal, Plan, Planner
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """When :class:`PlanningPolicy` plans again.
+
+    Attributes:
+        num_executed_steps: steps of a plan that are executed; the whole plan by default.
+        max_departure: plan again when the root mean square difference between the present frame
+            and the imagined one exceeds this many grey levels (of 255); ``None`` never does.
+    """
+
+    num_executed_steps: int | None = None
+    max_departure: float | None = 20.0
+
+    def __post_init__(self) -> None:
+        if self.num_executed_steps is not None and self.num_executed_steps < 1:
+            raise SfvgenError(
+                "PolicyConfig: num_executed_steps must be at least 1, "
+                f"got {self.num_executed_steps}"
+            )
+        if self.max_departure is not None and self.max_departure <= 0:
+            raise SfvgenError(
+                f"PolicyConfig: max_departure must be positive, got {self.max_departure}"
+            )
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan as it was made: at which step of the episode, for which goal, in how many seconds."""
+
+    step: int
+    goal: Goal
+    plan: Plan
+    seconds: float
+
+
+class PlanningPolicy:
+    """Plan in the imagination and act.
+
+    It plans again when the plan is used up, when the instruction changes, and when what happens
+    departs from what was imagined.
+
+    Args:
+        imagination: the env that the actions are executed in; the policy reads the present moment
+            from it, so it must be the one that is stepped.
+        planner: for example a :class:`~sfvgen_planner.planning.VideoPlanner`.
+        config: when to plan again.
+        goal: a fixed goal, such as an image; by default the instruction given to :meth:`act`.
+    """
+
+    def __init__(
+        self,
+        imagination: ImaginationWrapper,
+        planner: Planner,
+        config: PolicyConfig | None = None,
+        goal: Goal | None = None,
+    ) -> None:
+        self.imagination = imagination
+        self.planner = planner
+        self.config = config or PolicyConfig()
+        self.goal = goal
+        self.reset()
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; ``seed`` makes its plans repeatable."""
+        self.planner.reset()
+        self.plans: list[PlanRecord] = []
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, observation: Any, instruction: str) -> np.ndarray:
+        """The next action ``(A,)`` in env units."""
+        frame = self.imagination.past_frames[-1]
+        goal = instruction if self.goal is None else self.goal
+        if self._needs_plan(frame, goal):
+            self._make_plan(goal)
+        record = self.plans[-1]
+        step = self.imagination.num_steps - record.step
+        action = self.planner.action(record.plan, step, frame)
+        space = cast(gym.spaces.Box, self.imagination.action_space)
+        return np.clip(action, space.low, space.high).astype(np.float32)
+
+    def _needs_plan(self, frame: np.ndarray, goal: Goal) -> bool:
+        if not self.plans:
+            return True
+        record = self.plans[-1]
+        taken = self.imagination.num_steps - record.step
+        if taken >= (self.config.num_executed_steps or len(record.plan)) or taken < 0:
+            return True
+        if self.goal is None and goal != record.goal:
+            return True
+        if self.config.max_departure is None or taken == 0:
+            return False
+        return departure(frame, record.plan.frames[taken - 1]) > self.config.max_departure
+
+    def _make_plan(self, goal: Goal) -> None:
+        started = time.perf_counter()
+        seed = int(self._rng.integers(2**31))
+        plan = self.planner.plan(self.imagination, goal, seed=seed)
+        seconds = time.perf_counter() - started
+        self.plans.append(PlanRecord(self.imagination.num_steps, goal, plan, seconds))
+
+
+def departure(frame: np.ndarray, imagined: np.ndarray) -> float:
+    """Root mean square difference of two uint8 images in grey levels (0..255)."""
+    difference = frame.astype(np.float32) - imagined.astype(np.float32)
+    return float(np.sqrt(np.mean(np.square(difference))))

@@ -1,0 +1,83 @@
+"""The paper's planner: imagine a video of the instruction, then read the actions off it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.planning.plan import Goal, Plan
+
+if TYPE_CHECKING:
+    from sfvgen_policies import InverseDynamics
+
+
+@dataclass(frozen=True)
+class VideoPlanConfig:
+    """Settings of :class:`VideoPlanner`.
+
+    Attributes:
+        num_frames: frames to imagine; a chunk of the model by default.
+        num_inference_steps: denoiser calls per chunk.
+    """
+
+    num_frames: int | None = None
+    num_inference_steps: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.num_frames < 1:
+            raise SfvgenError(
+                f"VideoPlanConfig: num_frames must be at least 1, got {self.num_frames}"
+            )
+        if self.num_inference_steps < 1:
+            raise SfvgenError(
+                "VideoPlanConfig: num_inference_steps must be at least 1, "
+                f"got {self.num_inference_steps}"
+            )
+
+
+class VideoPlanner:
+    """Instruction -> imagined video -> actions through inverse dynamics (paper, section 3.4).
+
+    The video is imagined under the slow weights and whatever the episode's memory holds.
+
+    Args:
+        inverse_dynamics: tells which action leads from one frame to the next.
+        config: length and sampling of the video.
+    """
+
+    def __init__(
+        self, inverse_dynamics: InverseDynamics, config: VideoPlanConfig | None = None
+    ) -> None:
+        self.inverse_dynamics = inverse_dynamics
+        self.config = config or VideoPlanConfig()
+
+    def reset(self) -> None:
+        """Nothing is carried from plan to plan."""
+
+    def plan(self, imagination: ImaginationWrapper, goal: Goal, seed: int | None = None) -> Plan:
+        """Imagine a video of the instruction ``goal`` and the actions that would make it.
+
+        Raises:
+            SfvgenError: where the goal is not an instruction.
+        """
+        if not isinstance(goal, str):
+            raise SfvgenError(
+                "VideoPlanner plans from an instruction (a str); for a goal image use MPCPlanner"
+            )
+        future = imagination.imagine(
+            instruction=goal,
+            num_frames=self.config.num_frames,
+            num_inference_steps=self.config.num_inference_steps,
+            seed=seed,
+        )
+        frames = future.frames[0]
+        before = np.concatenate([imagination.past_frames[-1:], frames[:-1]])
+        return Plan(actions=self.inverse_dynamics.predict(before, frames), frames=frames)
+
+    def action(self, plan: Plan, step: int, frame: np.ndarray) -> np.ndarray:
+        """The action from the real ``frame`` to the imagined next one: the loop is closed."""
+        return self.inverse_dynamics.predict(frame[None], plan.frames[step][None])[0]

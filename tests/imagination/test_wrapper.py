@@ -1,0 +1,184 @@
+"""The imagination wrapper on a world whose future is known."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import ImaginationWrapper
+from tests.point_mass import (
+    SIZE,
+    SPEED,
+    PointMassEnv,
+    PointMassWorldModel,
+    RecordingMemory,
+    draw,
+    locate,
+)
+
+
+@pytest.fixture
+def wrapper():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(), RecordingMemory())
+    env.reset(seed=3)
+    return env
+
+
+def test_imagined_frames_follow_the_actions(wrapper):
+    actions = np.random.default_rng(0).uniform(-0.5, 0.5, (5, 6, 2)).astype(np.float32)
+    imagined = wrapper.imagine(actions)
+    expected = wrapper.unwrapped.position + SPEED * actions.cumsum(axis=1)
+    assert imagined.frames.shape == (5, 6, SIZE, SIZE, 3)
+    assert len(imagined) == 5
+    assert imagined.num_frames == 6
+    # The blob is read off a picture: good to a fraction of a pixel.
+    assert np.abs(locate(imagined.frames) - expected).max() < 0.01
+    assert np.array_equal(imagined.last_frames, imagined.frames[:, -1])
+    fresh = wrapper.imagine(actions)
+    assert np.array_equal(fresh.last_frames, imagined.frames[:, -1])
+
+
+def test_behaves_as_the_env():
+    bare, wrapped = PointMassEnv(), ImaginationWrapper(PointMassEnv(), PointMassWorldModel())
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        a, b = bare.reset(seed=5), wrapped.reset(seed=5)
+        assert np.array_equal(a[0], b[0])
+        assert a[1] == b[1]
+        for _ in range(10):
+            action = rng.uniform(-1, 1, 2).astype(np.float32)
+            wrapped.imagine(action[None, None], seed=0)
+            a, b = bare.step(action), wrapped.step(action)
+            assert np.array_equal(a[0], b[0])
+            assert a[1:] == b[1:]
+    assert wrapped.action_space == bare.action_space
+    assert wrapped.unwrapped.np_random.bit_generator.state == bare.np_random.bit_generator.state
+
+
+def test_passes_gymnasiums_checker():
+    gym.register("PointMass-v0", entry_point="tests.point_mass:PointMassEnv")
+    try:
+        env = gym.make("PointMass-v0", render_mode="rgb_array", disable_env_checker=True)
+        wrapped = ImaginationWrapper(env, PointMassWorldModel(), RecordingMemory())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # The checker prefers bare envs; a wrapper is what is checked here.
+            warnings.filterwarnings("ignore", message=".*different from the unwrapped version")
+            check_env(wrapped)
+    finally:
+        del gym.registry["PointMass-v0"]
+
+
+def test_imagining_leaves_the_env_alone(wrapper):
+    before = wrapper.unwrapped.np_random.bit_generator.state, wrapper.unwrapped.position.copy()
+    wrapper.imagine(np.zeros((3, 8, 2), np.float32))
+    wrapper.imagine(instruction="left", num_samples=3)
+    assert wrapper.unwrapped.np_random.bit_generator.state == before[0]
+    assert np.array_equal(wrapper.unwrapped.position, before[1])
+    assert wrapper.num_steps == 0
+
+
+def test_chunks_reach_the_memory_as_they_are_completed(wrapper):
+    positions = [wrapper.unwrapped.position.copy()]
+    for step in range(20):
+        positions.append(wrapper.step(np.float32([0.2 * (-1) ** (step // 5), 0.1]))[0])
+        assert len(wrapper.memory_writes) == (step + 1) // 8
+    frames = draw(np.stack(positions))
+    (first_past, first), (second_past, second) = wrapper.memory.writes
+    # f_p = 4 past frames, or as many as the episode has had; f_g = 8 new ones.
+    assert np.array_equal(first_past, frames[:1])
+    assert np.array_equal(first, frames[1:9])
+    assert np.array_equal(second_past, frames[5:9])
+    assert np.array_equal(second, frames[9:17])
+    assert wrapper.memory_writes == ["write 1", "write 2"]
+    assert np.array_equal(wrapper.past_frames, frames[17:21])
+    resets = wrapper.memory.num_resets
+    wrapper.reset(seed=0)
+    assert wrapper.memory.num_resets == resets + 1
+    assert wrapper.memory_writes == []
+    assert wrapper.past_frames.shape == (1, SIZE, SIZE, 3)
+
+
+def test_candidates_share_their_noise_and_samples_do_not():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.2))
+    env.reset(seed=0)
+    action = np.zeros((8, 2), np.float32)
+    candidates = env.imagine(np.stack([action] * 3), seed=1).frames
+    assert np.array_equal(candidates[0], candidates[1])
+    assert np.array_equal(candidates[0], candidates[2])
+    samples = env.imagine(action, num_samples=3, seed=1).frames
+    assert np.array_equal(samples[0], candidates[0])
+    assert not np.array_equal(samples[0], samples[1])
+    assert np.array_equal(samples, env.imagine(action, num_samples=3, seed=1).frames)
+    assert not np.array_equal(samples, env.imagine(action, num_samples=3, seed=2).frames)
+    assert not np.array_equal(env.imagine(action).frames, env.imagine(action).frames)
+
+
+def test_large_batches_are_split_without_changing_the_result():
+    model = PointMassWorldModel(noise=0.1)
+    env = ImaginationWrapper(PointMassEnv(), model, max_batch_size=4)
+    env.reset(seed=0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (10, 8, 2)).astype(np.float32)
+    split = env.imagine(actions, seed=0).frames
+    assert model.batch_sizes == [4, 4, 2]
+    env.max_batch_size = 64
+    assert np.array_equal(split, env.imagine(actions, seed=0).frames)
+    # One moment, one encoding, however many calls.
+    assert model.num_encoded == 1 + 10 + 10  # the fake model encodes what it draws
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"actions": np.zeros(2)}, r"\(T, A\)"),
+        ({"actions": np.zeros((0, 8, 2))}, r"\(T, A\)"),
+        ({"actions": np.zeros((2, 8, 2)), "num_samples": 2}, "num_samples"),
+        ({"num_samples": 0}, "num_samples"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(wrapper, arguments, message):
+    with pytest.raises(SfvgenError, match=message):
+        wrapper.imagine(**arguments)
+    assert wrapper.world_model.batch_sizes == []
+
+
+def test_imagining_needs_a_reset():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel())
+    with pytest.raises(SfvgenError, match="reset"):
+        env.imagine()
+
+
+class Misfit(PointMassEnv):
+    def __init__(self, action_space, render_mode="rgb_array"):
+        super().__init__(render_mode)
+        self.action_space = action_space
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (gym.spaces.Discrete(4), "continuous"),
+        (gym.spaces.Box(-np.inf, np.inf, (2,)), "bounded"),
+        (gym.spaces.Box(-1, 1, (3,)), r"shape \(3,\)"),
+        (gym.spaces.Box(-2, 2, (2,)), "RescaleAction"),
+    ],
+)
+def test_misfitting_action_spaces_are_refused(space, message):
+    with pytest.raises(SfvgenError, match=message):
+        ImaginationWrapper(Misfit(space), PointMassWorldModel())
+
+
+def test_an_env_without_a_camera_is_refused():
+    env = ImaginationWrapper(PointMassEnv(render_mode=None), PointMassWorldModel())
+    with pytest.raises(SfvgenError, match="rgb_array"):
+        env.reset(seed=0)
+
+
+def test_frame_skip_must_match_the_models():
+    model = PointMassWorldModel()
+    model.config.frame_skip = 2
+    with pytest.raises(SfvgenError, match="FrameSkip"):
+        ImaginationWrapper(PointMassEnv(), model)

@@ -1,0 +1,219 @@
+"""Planners on the point mass, whose best plans are known in closed form."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.planning import (
+    CEM,
+    CEMConfig,
+    GoalImage,
+    MPCConfig,
+    MPCPlanner,
+    PlanningPolicy,
+    PolicyConfig,
+    VideoPlanConfig,
+    VideoPlanner,
+)
+from tests.point_mass import (
+    DIRECTIONS,
+    SPEED,
+    PointMassEnv,
+    PointMassInverseDynamics,
+    PointMassWorldModel,
+    draw,
+    locate,
+)
+
+SOLVER = CEM(CEMConfig(num_samples=64, num_elites=8, num_iterations=8))
+
+
+@pytest.fixture
+def imagination():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel())
+    env.reset(seed=0)
+    return env
+
+
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+def test_goal_image_is_the_mean_squared_error_of_the_last_frame(imagination, space):
+    goal = draw(np.array([0.7, 0.3]))
+    future = imagination.imagine(np.random.default_rng(0).uniform(-1, 1, (4, 8, 2)))
+    expected = np.square((future.frames[:, -1].astype(float) - goal) / 255).mean((1, 2, 3))
+    cost = GoalImage(goal, space=space)(future)
+    assert np.allclose(cost, expected, atol=1e-5)
+
+
+def test_a_goal_is_encoded_once(imagination):
+    objective = GoalImage(draw(np.array([0.7, 0.3])))
+    future = imagination.imagine(np.zeros((1, 8, 2)))
+    objective(future)
+    count = imagination.world_model.num_encoded
+    objective(future)
+    assert imagination.world_model.num_encoded == count
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 1), "u1")]
+)
+def test_goal_image_refuses_what_is_not_an_image(image):
+    with pytest.raises(SfvgenError, match="uint8"):
+        GoalImage(image)
+    with pytest.raises(SfvgenError, match="space"):
+        GoalImage(np.zeros((4, 4, 3), np.uint8), space="words")
+
+
+def test_goal_image_refuses_another_size(imagination):
+    future = imagination.imagine(np.zeros((1, 8, 2)))
+    for space in ("latent", "pixel"):
+        with pytest.raises(SfvgenError, match="image"):
+            GoalImage(np.zeros((8, 8, 3), np.uint8), space=space)(future)
+
+
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+def test_mpc_reaches_a_goal_within_reach(imagination, space):
+    start = imagination.unwrapped.position
+    goal = start + np.array([0.25, -0.2])
+    planner = MPCPlanner(SOLVER, partial(GoalImage, space=space))
+    plan = planner.plan(imagination, draw(goal), seed=0)
+    assert plan.actions.shape == (8, 2)
+    # Any actions that add up to the way are optimal.
+    assert start + SPEED * plan.actions.sum(0) == pytest.approx(goal, abs=0.02)
+    assert locate(plan.frames[-1]) == pytest.approx(goal, abs=0.02)
+    assert plan.cost < 1e-3
+    for action in plan.actions:
+        imagination.step(action)
+    assert imagination.unwrapped.position == pytest.approx(goal, abs=0.02)
+
+
+def test_mpc_goes_as_far_as_the_action_space_allows(imagination):
+    start = imagination.unwrapped.position
+    planner = MPCPlanner(SOLVER, config=MPCConfig(horizon=2, action_block=1))
+    plan = planner.plan(imagination, draw(start + np.array([0.2, 0.0])), seed=0)
+    assert plan.actions[:, 0] == pytest.approx([1, 1], abs=0.05)
+    assert plan.actions[:, 1].sum() == pytest.approx(0, abs=0.05)
+
+
+def test_mpc_holds_actions_for_a_block_and_is_repeatable(imagination):
+    goal = draw(np.array([0.7, 0.3]))
+    planner = MPCPlanner(config=MPCConfig(horizon=6, action_block=3))
+    plan = planner.plan(imagination, goal, seed=4)
+    assert np.array_equal(plan.actions, np.repeat(plan.actions[::3], 3, axis=0))
+    planner.reset()
+    assert np.array_equal(planner.plan(imagination, goal, seed=4).actions, plan.actions)
+
+
+def test_mpc_starts_from_the_shifted_previous_plan(imagination):
+    starts = []
+
+    class Spy(CEM):
+        def solve(self, cost_fn, action_space, horizon, seed=None, initial_mean=None):
+            starts.append(initial_mean)
+            return super().solve(cost_fn, action_space, horizon, seed, initial_mean)
+
+    planner = MPCPlanner(Spy(), config=MPCConfig(horizon=4, action_block=1))
+    goal = draw(np.array([0.7, 0.3]))
+    plan = planner.plan(imagination, goal, seed=0)
+    imagination.step(plan.actions[0])
+    planner.plan(imagination, goal, seed=0)
+    planner.reset()
+    planner.plan(imagination, goal, seed=0)
+    assert starts[0] is None
+    assert torch.equal(starts[1], torch.tensor([*plan.actions[1:].tolist(), [0.0, 0.0]]))
+    assert starts[2] is None
+
+
+def test_video_planner_reads_the_actions_off_the_video(imagination):
+    planner = VideoPlanner(PointMassInverseDynamics(), VideoPlanConfig(num_frames=3))
+    plan = planner.plan(imagination, "left", seed=0)
+    assert plan.actions == pytest.approx(np.tile(DIRECTIONS["left"], (3, 1)), abs=0.1)
+    expected = imagination.unwrapped.position - [3 * SPEED, 0]
+    assert locate(plan.frames[-1]) == pytest.approx(expected, abs=0.01)
+    with pytest.raises(SfvgenError, match="instruction"):
+        planner.plan(imagination, np.zeros((4, 4, 3), np.uint8))
+
+
+def run(env, policy, num_steps):
+    observation, info = env.reset(seed=0)
+    policy.reset(seed=0)
+    for _ in range(num_steps):
+        observation, _, _, _, info = env.step(policy.act(observation, info["instruction"]))
+
+
+def planned_at(policy):
+    return [record.step for record in policy.plans]
+
+
+def test_policy_plans_again_after_a_chunk_and_on_a_new_instruction(imagination):
+    policy = PlanningPolicy(imagination, VideoPlanner(PointMassInverseDynamics()))
+    run(imagination, policy, 13)
+    # The instruction changes from "right" to "down" at step 4; a chunk has 8 frames.
+    assert planned_at(policy) == [0, 4, 12]
+    assert [record.goal for record in policy.plans] == ["right", "down", "down"]
+    start = PointMassEnv().reset(seed=0)[0]
+    assert imagination.unwrapped.position[0] == pytest.approx(start[0] + 4 * SPEED, abs=0.03)
+
+
+def test_policy_executes_part_of_a_plan_when_asked(imagination):
+    planner = VideoPlanner(PointMassInverseDynamics())
+    policy = PlanningPolicy(imagination, planner, PolicyConfig(num_executed_steps=3))
+    run(imagination, policy, 7)
+    assert planned_at(policy) == [0, 3, 4, 7][: len(policy.plans)]
+
+
+def test_policy_plans_again_when_the_world_departs_from_the_imagined(imagination):
+    planner = VideoPlanner(PointMassInverseDynamics())
+    careful = PlanningPolicy(imagination, planner, PolicyConfig(max_departure=15))
+    stubborn = PlanningPolicy(imagination, planner, PolicyConfig(max_departure=None))
+    for policy, expected in ((careful, [0, 2]), (stubborn, [0])):
+        observation, _ = imagination.reset(seed=0)
+        policy.reset(seed=0)
+        for step in range(4):
+            observation = imagination.step(policy.act(observation, "right"))[0]
+            if step == 1:
+                imagination.unwrapped.position += [0, 0.3]  # somebody pushes it
+                imagination._observe(imagination.unwrapped.position)
+        assert planned_at(policy) == expected
+
+
+def test_policy_closes_the_loop_on_the_real_frame(imagination):
+    # A small push is no reason to plan again, but the next action makes up for it.
+    policy = PlanningPolicy(
+        imagination, VideoPlanner(PointMassInverseDynamics()), PolicyConfig(max_departure=None)
+    )
+    observation, _ = imagination.reset(seed=0)
+    policy.reset(seed=0)
+    observation = imagination.step(policy.act(observation, "right"))[0]
+    imagination.unwrapped.position += np.float32([0, 0.025])
+    imagination._observe(imagination.unwrapped.position)
+    assert policy.act(observation, "right") == pytest.approx([1, -0.5], abs=0.1)
+
+
+def test_policy_with_a_fixed_goal_ignores_the_instruction(imagination):
+    goal = imagination.unwrapped.position + np.array([0.2, 0.2])
+    policy = PlanningPolicy(imagination, MPCPlanner(SOLVER), goal=draw(goal))
+    run(imagination, policy, 8)
+    assert planned_at(policy) == [0]
+    assert imagination.unwrapped.position == pytest.approx(goal, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "bad"),
+    [
+        (MPCConfig, {"horizon": 7}),
+        (MPCConfig, {"horizon": 0}),
+        (MPCConfig, {"action_block": 0}),
+        (MPCConfig, {"num_inference_steps": 0}),
+        (VideoPlanConfig, {"num_frames": 0}),
+        (VideoPlanConfig, {"num_inference_steps": 0}),
+        (PolicyConfig, {"num_executed_steps": 0}),
+        (PolicyConfig, {"max_departure": 0}),
+    ],
+)
+def test_bad_settings_are_refused(config, bad):
+    with pytest.raises(SfvgenError, match=next(iter(bad))):
+        config(**bad)

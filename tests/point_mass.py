@@ -1,0 +1,148 @@
+"""A world whose video, dynamics and best plans are known in closed form.
+
+A white blob on black; an action (vx, vy) in [-1, 1] moves it by ``SPEED`` of the picture's edge.
+The "world model" reads the blob off the last past frame, moves it by the actions (or by the
+instruction, one of the four directions) and draws it again; its latents are the pictures. It has
+the interface of ``VideoWorldModel``, so planners cannot tell the two apart.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+SIZE = 32
+SPEED = 0.05
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+def draw(positions: np.ndarray) -> np.ndarray:
+    """Pictures ``(..., SIZE, SIZE, 3)`` of blobs at ``(..., 2)`` in 0..1."""
+    grid = (np.arange(SIZE) + 0.5) / SIZE
+    x = np.exp(-(((grid - positions[..., :1]) / 0.12) ** 2))
+    y = np.exp(-(((grid - positions[..., 1:]) / 0.12) ** 2))
+    image = np.rint(255 * y[..., :, None] * x[..., None, :]).astype(np.uint8)
+    return np.repeat(image[..., None], 3, axis=-1)
+
+
+def locate(frames: np.ndarray) -> np.ndarray:
+    """Blob positions ``(..., 2)`` in 0..1: the centroid."""
+    mass = frames[..., 0].astype(np.float64)
+    grid = (np.arange(SIZE) + 0.5) / SIZE
+    total = mass.sum((-1, -2))
+    return np.stack([(mass.sum(-2) @ grid) / total, (mass.sum(-1) @ grid) / total], axis=-1)
+
+
+class PointMassEnv(gym.Env[np.ndarray, np.ndarray]):
+    """The real thing; the observation is the position, the camera is ``render``."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = "rgb_array", num_steps: int = 24) -> None:
+        self.render_mode = render_mode
+        self.num_steps = num_steps
+        self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(0.4, 0.6, 2).astype(np.float32)
+        self.step_count = 0
+        return self.position.copy(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.position = np.clip(self.position + SPEED * np.asarray(action), 0, 1).astype(np.float32)
+        self.step_count += 1
+        done = self.step_count >= self.num_steps
+        return self.position.copy(), 0.0, done, False, self._info()
+
+    def render(self) -> np.ndarray | None:
+        return None if self.render_mode is None else draw(self.position)
+
+    def _info(self) -> dict[str, Any]:
+        return {"instruction": "right" if self.step_count < 4 else "down"}
+
+
+class PointMassWorldModel:
+    """Perfect dynamics, with noise of ``noise`` on each step of the imagined position."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.config = SimpleNamespace(
+            num_past_frames=4,
+            num_future_frames=8,
+            image_size=SIZE,
+            action_low=[-1.0, -1.0],
+            action_high=[1.0, 1.0],
+            frame_skip=1,
+            env_id=None,
+        )
+        self.noise = noise
+        self.batch_sizes: list[int] = []
+        self.num_encoded = 0
+
+    def encode(self, frames: np.ndarray) -> torch.Tensor:
+        self.num_encoded += len(frames)
+        return torch.from_numpy(frames.astype(np.float32) / 255).permute(0, 4, 1, 2, 3)
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        return (latents * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
+
+    def __call__(
+        self,
+        past: torch.Tensor,
+        instruction: str | None = None,
+        actions: torch.Tensor | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int = 4,
+        generator: torch.Generator | None = None,
+        output_type: str = "np",
+        common_noise: bool = False,
+    ) -> SimpleNamespace:
+        self.batch_sizes.append(len(past))
+        if actions is not None:
+            num_frames = actions.shape[1]
+        num_frames = num_frames or self.config.num_future_frames
+        velocity = np.zeros((len(past), num_frames, 2))
+        if actions is not None:
+            velocity = actions.numpy().astype(np.float64)
+        elif instruction in DIRECTIONS:
+            velocity = velocity + np.asarray(DIRECTIONS[instruction])
+        count = 1 if common_noise else len(past)
+        noise = torch.randn(count, num_frames, 2, generator=generator).numpy()
+        start = locate(self.decode(past))[:, -1:]
+        path = start + np.cumsum(SPEED * velocity + self.noise * noise, axis=1)
+        frames = draw(np.clip(path, 0, 1))
+        latents = self.encode(frames)
+        return SimpleNamespace(latents=latents, frames=frames if output_type == "np" else None)
+
+
+class PointMassInverseDynamics:
+    """The action that leads from one picture to the next."""
+
+    def predict(self, frame: np.ndarray, next_frame: np.ndarray) -> np.ndarray:
+        return ((locate(next_frame) - locate(frame)) / SPEED).astype(np.float32)
+
+
+class RecordingMemory:
+    """Keeps what it is told to learn."""
+
+    def __init__(self) -> None:
+        self.enabled = True
+        self.num_resets = 0
+        self.writes: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def reset(self) -> None:
+        self.num_resets += 1
+        self.writes.clear()
+
+    def write(self, previous_chunk: np.ndarray, chunk: np.ndarray) -> str:
+        self.writes.append((previous_chunk, chunk))
+        return f"write {len(self.writes)}"
