@@ -13,7 +13,7 @@ from sfvgen_planner.errors import SfvgenError
 
 # One module of this package per subcommand. Each imports what it needs inside `run`, so that
 # `sfvgen --help` answers at once.
-COMMANDS: tuple[str, ...] = ()
+COMMANDS = ("collect",)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

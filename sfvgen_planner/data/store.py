@@ -44,7 +44,7 @@ class EpisodeStore:
         self,
         path: Path,
         spec: StoreSpec,
-        arrays: dict[str, zarr.Array],
+        arrays: dict[str, zarr.Array[Any]],
         entries: list[IndexEntry],
         writer: IndexWriter | None,
     ) -> None:
@@ -284,7 +284,7 @@ def _create_arrays(path: Path, spec: StoreSpec) -> None:
         )
 
 
-def _open_arrays(path: Path, spec: StoreSpec, writable: bool) -> dict[str, zarr.Array]:
+def _open_arrays(path: Path, spec: StoreSpec, writable: bool) -> dict[str, zarr.Array[Any]]:
     arrays = {}
     for name, row_shape in _array_shapes(spec).items():
         try:

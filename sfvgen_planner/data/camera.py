@@ -1,0 +1,83 @@
+"""What an environment's camera and sensors show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from PIL import Image
+from typing_extensions import TypeIs
+
+from sfvgen_planner.data.episode import FloatArray, FrameArray
+from sfvgen_planner.errors import SfvgenError
+
+
+def camera_frame(
+    env: gym.Env[Any, Any], observation: object, image_size: int | tuple[int, int] | None = None
+) -> FrameArray:
+    """Return the present camera picture.
+
+    It is the observation's entry `image` where there is one, else the observation itself where it
+    is a picture, else what `env.render()` returns in the render mode `rgb_array`.
+
+    Args:
+        env: An environment that was reset.
+        observation: Its latest observation.
+        image_size: Size of the result in pixels, (height, width) or one number for both; None
+            keeps the camera's own.
+
+    Returns:
+        `(H, W, 3)` uint8, RGB.
+
+    Raises:
+        SfvgenError: The environment shows no RGB picture.
+    """
+    if isinstance(observation, Mapping) and "image" in observation:
+        frame, where = observation["image"], "observation['image']"
+    elif _is_picture(observation):
+        frame, where = observation, "the observation"
+    else:
+        frame, where = env.render(), "render()"
+    if not _is_picture(frame):
+        raise SfvgenError(
+            f"{_name(env)} shows no camera picture: {where} gives {_describe(frame)}, but an RGB "
+            "array (H, W, 3) of uint8 is needed; make it with render_mode='rgb_array'"
+        )
+    if image_size is None:
+        return frame
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX))
+
+
+def proprioception(observation: object) -> FloatArray | None:
+    """Return what an observation tells of the robot itself, as `(P,)` float32, or None.
+
+    It is the entry `proprio` (ours) or `observation` (Gymnasium-Robotics) of a Dict observation,
+    or the whole observation where that is a vector.
+    """
+    if isinstance(observation, Mapping):
+        observation = observation.get("proprio", observation.get("observation"))
+    if not isinstance(observation, np.ndarray) or observation.ndim != 1:
+        return None
+    return observation.astype(np.float32)
+
+
+def _is_picture(value: object) -> TypeIs[FrameArray]:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.uint8
+        and value.ndim == 3
+        and value.shape[2] == 3
+    )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _name(env: gym.Env[Any, Any]) -> str:
+    return env.spec.id if env.spec is not None else str(env.unwrapped)

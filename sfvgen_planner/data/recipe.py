@@ -1,0 +1,95 @@
+"""The `data:` section of a recipe: which episodes a model is trained on."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sfvgen_planner.data.episode import EpisodeSource
+from sfvgen_planner.errors import SfvgenError
+
+
+class DataSource(BaseModel):
+    """A number of episodes of one policy in one environment; episode i has seed `seed + i`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    env_id: str
+    policy: str
+    episodes: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def episode_source(self) -> EpisodeSource:
+        """Return what each episode of this source is stored with."""
+        return EpisodeSource(self.policy, self.policy_kwargs, self.env_kwargs)
+
+    @field_validator("env_kwargs", "policy_kwargs")
+    @classmethod
+    def _as_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Bring the values to the form in which the store gives them back."""
+        try:
+            return cast(dict[str, Any], json.loads(json.dumps(value)))
+        except TypeError as error:
+            raise ValueError(f"only JSON values can be stored, but {error}") from error
+
+
+class DataRecipe(BaseModel):
+    """All that `sfvgen collect` needs to know; the sources follow each other in the store."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: Annotated[list[DataSource], Field(min_length=1)]
+    frame_skip: Annotated[int, Field(ge=1)] = 1
+    image_size: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_env(self) -> Self:
+        env_ids = sorted({source.env_id for source in self.sources})
+        if len(env_ids) > 1:
+            raise ValueError(f"all sources must have the same env_id, but they have {env_ids}")
+        return self
+
+    @property
+    def env_id(self) -> str:
+        """The Gymnasium id of all sources."""
+        return self.sources[0].env_id
+
+    @classmethod
+    def build(cls, values: object, where: str) -> Self:
+        """Check `values` and make a recipe of them.
+
+        Args:
+            values: Parsed YAML, or keyword arguments.
+            where: What an error message names as the place of the mistake.
+
+        Raises:
+            SfvgenError: A value is missing, unknown or out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join([where, *map(str, first["loc"])])
+            raise SfvgenError(f"{place}: {first['msg']}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read the section `data` of a YAML recipe.
+
+        Raises:
+            SfvgenError: The file cannot be read, is no YAML, or its section `data` is wrong.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise SfvgenError(f"cannot read the recipe {path}: {reason}") from error
+        if not isinstance(values, dict) or "data" not in values:
+            raise SfvgenError(f"the recipe {path} has no section `data:` with a list of sources")
+        return cls.build(values["data"], f"{path}: data")
