@@ -1,0 +1,25 @@
+"""Simulated tasks of sfvgen-planner, registered with Gymnasium under the namespace ``sfvgen``.
+
+Importing this package registers them; without an import, name it in the id:
+``gymnasium.make("sfvgen_envs:sfvgen/TabletopReturn-v0")``.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from sfvgen_envs.wrappers import InstructionObservation
+
+__all__ = ["InstructionObservation", "register_envs"]
+
+
+def register_envs() -> None:
+    """Register every environment of this package; calling it again changes nothing."""
+    if "sfvgen/TabletopReturn-v0" not in gym.registry:
+        gym.register(
+            id="sfvgen/TabletopReturn-v0",
+            entry_point="sfvgen_envs.tabletop_return:TabletopReturnEnv",
+        )
+
+
+register_envs()

@@ -1,0 +1,93 @@
+"""Off-screen pictures of a MuJoCo scene, cheap by default and pretty on request."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from typing import Literal, get_args
+
+import numpy as np
+
+if sys.platform.startswith("linux") and not (
+    os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+):
+    # MuJoCo chooses its GL backend while it is imported, and GLFW needs a display.
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+import mujoco
+
+RenderQuality = Literal["fast", "pretty"]
+RENDER_QUALITIES: tuple[str, ...] = get_args(RenderQuality)
+
+_COSTLY_FLAGS = (
+    mujoco.mjtRndFlag.mjRND_SHADOW,
+    mujoco.mjtRndFlag.mjRND_REFLECTION,
+    mujoco.mjtRndFlag.mjRND_SKYBOX,
+    mujoco.mjtRndFlag.mjRND_HAZE,
+)
+
+
+class Camera:
+    """A fixed camera of a model, rendered to uint8 RGB images of one size.
+
+    The GL context is created with the first picture and freed by :meth:`close`, by garbage
+    collection, or at the end of the process, whichever comes first.
+
+    Args:
+        model: compiled MuJoCo model.
+        name: name of the camera in the model.
+        size: (height, width) in pixels.
+        quality: ``"fast"`` turns shadows, reflections, the skybox and multi-sampling off.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        name: str,
+        size: tuple[int, int],
+        quality: RenderQuality = "fast",
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._size = size
+        self._quality = quality
+        self._renderer: mujoco.Renderer | None = None
+        self._finalizer: weakref.finalize | None = None
+
+    def render(self, data: mujoco.MjData) -> np.ndarray:
+        """Return the present picture, uint8 of shape (height, width, 3).
+
+        Raises:
+            RuntimeError: no GL backend can be used; the message says what to install.
+        """
+        if self._renderer is None:
+            self._renderer = self._open()
+            self._finalizer = weakref.finalize(self, self._renderer.close)
+        self._renderer.update_scene(data, self._name)
+        if self._quality == "fast":
+            for flag in _COSTLY_FLAGS:
+                self._renderer.scene.flags[flag] = 0
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Free the GL context; a later :meth:`render` opens a new one."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._renderer = self._finalizer = None
+
+    def _open(self) -> mujoco.Renderer:
+        height, width = self._size
+        samples = self._model.vis.quality.offsamples
+        self._model.vis.quality.offsamples = 8 if self._quality == "pretty" else 0
+        try:
+            return mujoco.Renderer(self._model, height, width)
+        except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:
+            backend = os.environ.get("MUJOCO_GL") or "glfw"
+            raise RuntimeError(
+                f"MuJoCo cannot render with the GL backend {backend!r} ({error}); install EGL "
+                "(Debian: apt-get install libegl1 libgl1-mesa-dri) and set MUJOCO_GL=egl before "
+                "mujoco is imported."
+            ) from error
+        finally:
+            self._model.vis.quality.offsamples = samples
