@@ -13,7 +13,11 @@ from sfvgen_planner.errors import SfvgenError
 
 # One module of this package per subcommand. Each imports what it needs inside `run`, so that
 # `sfvgen --help` answers at once.
-COMMANDS = ("collect",)
+COMMANDS = (
+    "collect",
+    "convert",
+    "train",
+)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

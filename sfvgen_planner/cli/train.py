@@ -1,0 +1,32 @@
+"""`sfvgen train`: slow learning from a recipe and an episode store."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a world model from recorded episodes",
+        description="Train the stages of a recipe one after another: autoencoder, world model, "
+        "inverse dynamics. The same command goes on after an interruption. Several processes: "
+        "accelerate launch -m sfvgen_planner train ...",
+    )
+    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
+    parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
+    )
+    parser.set_defaults(run=run, resumes=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or go on training."""
+    from sfvgen_planner.world_model.recipe import Recipe
+    from sfvgen_planner.world_model.training import train_recipe
+
+    recipe = Recipe.from_yaml(Path(args.recipe))
+    final = train_recipe(recipe, Path(args.data), Path(args.out))
+    print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")
+    return 0

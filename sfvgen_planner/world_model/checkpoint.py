@@ -1,0 +1,107 @@
+"""Checkpoint folders: a manifest of checksums, and one clear sentence for a broken one."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sfvgen_planner.errors import SfvgenError
+
+MANIFEST = "manifest.json"
+_COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+_CHECKED_SUFFIXES = {".json", ".safetensors", ".txt"}
+
+
+def write_manifest(folder: Path) -> None:
+    """Record size and SHA-256 of every weight, config and tokenizer file below `folder`."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in _CHECKED_SUFFIXES and path.name != MANIFEST
+    }
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"files": files}, indent=2) + "\n")
+    temporary.replace(folder / MANIFEST)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is no whole checkpoint, before anything is loaded.
+
+    Raises:
+        SfvgenError: The folder or a file is missing, cut short, or not the one that was saved.
+    """
+    if not folder.is_dir():
+        raise SfvgenError(
+            f"no checkpoint folder at {folder}; give the folder that holds model_index.json"
+        )
+    index = _read_json(folder / "model_index.json", folder)
+    for component in _COMPONENTS:
+        if component not in index:
+            raise SfvgenError(
+                f"{folder / 'model_index.json'} names no {component}: this is a "
+                f"{index.get('_class_name', 'foreign')} checkpoint, not a video world model"
+            )
+        if not (folder / component).is_dir():
+            raise SfvgenError(f"the checkpoint {folder} lacks the folder {component}; restore it")
+    if (folder / MANIFEST).is_file():
+        _check_manifest(folder)
+    for shard_index in folder.rglob("*.safetensors.index.json"):
+        shards = set(_read_json(shard_index, folder)["weight_map"].values())
+        for shard in sorted(shards):
+            if not (shard_index.parent / shard).is_file():
+                raise SfvgenError(
+                    f"the checkpoint {folder} lacks the file "
+                    f"{(shard_index.parent / shard).relative_to(folder)}; restore it"
+                )
+
+
+@contextmanager
+def loading_errors(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise on a broken checkpoint into one `SfvgenError`."""
+    try:
+        yield
+    except SfvgenError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SfvgenError(
+            f"the checkpoint {folder} can't be loaded ({reason}); save or copy it again"
+        ) from error
+
+
+def _check_manifest(folder: Path) -> None:
+    files = _read_json(folder / MANIFEST, folder)["files"]
+    for name, recorded in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise SfvgenError(f"the checkpoint {folder} lacks the file {name}; restore it")
+        size = path.stat().st_size
+        if size < recorded["bytes"]:
+            raise SfvgenError(
+                f"{path} is cut short ({size} of {recorded['bytes']} bytes); copy it again"
+            )
+        if _sha(path) != recorded["sha256"]:
+            raise SfvgenError(
+                f"{path} is not the file this checkpoint was saved with; copy it again, or save "
+                "the changed model with save_pretrained"
+            )
+
+
+def _read_json(path: Path, folder: Path) -> dict:
+    if not path.is_file():
+        raise SfvgenError(f"the checkpoint {folder} lacks the file {path.relative_to(folder)}")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SfvgenError(f"{path} is not valid JSON; copy it again") from error
+    if not isinstance(content, dict):
+        raise SfvgenError(f"{path} holds no JSON object; copy it again")
+    return content
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

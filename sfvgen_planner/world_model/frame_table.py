@@ -1,0 +1,73 @@
+"""All episodes of a store as flat tensors on one device, so that a batch is one gather."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.data.windows import load_all
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.pipeline import VideoWorldModel
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Frames of all episodes one after another; row `k` belongs to one frame.
+
+    Attributes:
+        frames: uint8 `(N, H, W, 3)`, or latents `(N, channels, h, w)` after `encoded`.
+        actions: `(N, A)` in [-1, 1]; row `k` leads from frame `k` to `k + 1`, zero at an
+            episode's last frame.
+        instruction_ids: `(N,)`, index into `instructions` of the command in force on action `k`.
+        remaining: `(N,)`, how many frames of the same episode follow frame `k`.
+        instructions: The distinct instructions; entry 0 is "", no instruction.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    instruction_ids: Tensor
+    remaining: Tensor
+    instructions: list[str]
+
+    @classmethod
+    def from_store(cls, store: EpisodeStore, device: torch.device | str) -> "FrameTable":
+        """Read a whole store into memory.
+
+        Raises:
+            SfvgenError: The store is empty, damaged, or does not fit into memory.
+        """
+        arrays = load_all(store)
+        low = np.asarray(store.spec.action_low, np.float32)
+        high = np.asarray(store.spec.action_high, np.float32)
+        actions = 2 * (arrays.actions - low) / (high - low) - 1
+        instructions = ["", *(text for text in arrays.instructions if text)]
+        ids = np.array([instructions.index(text) for text in arrays.instructions])
+        ends = np.repeat(arrays.offsets[1:], np.diff(arrays.offsets))
+        return cls(
+            frames=torch.from_numpy(arrays.frames).to(device),
+            actions=torch.from_numpy(actions).to(device),
+            instruction_ids=torch.from_numpy(ids[arrays.instruction_ids]).to(device),
+            remaining=torch.from_numpy(ends - 1 - np.arange(len(ends))).to(device),
+            instructions=instructions,
+        )
+
+    def window_starts(self, num_frames: int) -> Tensor:
+        """Rows at which a window of `num_frames` frames of one episode can start, `(M,)`."""
+        starts = torch.nonzero(self.remaining >= num_frames - 1).flatten()
+        if len(starts) == 0:
+            raise SfvgenError(
+                f"no episode is as long as a training window of {num_frames} frames; "
+                "collect longer episodes or shorten the window in the recipe"
+            )
+        return starts
+
+    @torch.no_grad()
+    def encoded(self, model: VideoWorldModel, batch_size: int = 512) -> "FrameTable":
+        """The same table with frozen-autoencoder latents instead of pixels."""
+        latents = [
+            model.encode(batch[None])[0].transpose(0, 1).to(torch.float16)
+            for batch in self.frames.split(batch_size)
+        ]
+        return replace(self, frames=torch.cat(latents))

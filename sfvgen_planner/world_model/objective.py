@@ -1,0 +1,46 @@
+"""The denoising objective, shared by slow learning (Eq. 1-2) and fast learning (Eq. 3).
+
+diffusers' scheduler says what is predicted: flow matching predicts the velocity `noise - x`,
+the DDPM family predicts the noise (the paper's choice) or the v-target.
+"""
+
+from typing import Any
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+
+def draw_timesteps(scheduler: Any, uniform: Tensor) -> Tensor:
+    """Training timesteps from uniform numbers in [0, 1), `(batch,)`.
+
+    Continuous for flow matching, whole steps for the DDPM family.
+    """
+    timesteps = uniform * scheduler.config.num_train_timesteps
+    return timesteps if _is_flow(scheduler) else timesteps.long()
+
+
+def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """The noised latents of the forward process at `timesteps`, same shape as `clean`."""
+    if _is_flow(scheduler):
+        sigma = _broadcast(timesteps / scheduler.config.num_train_timesteps, clean)
+        return (1 - sigma) * clean + sigma * noise
+    noised: Tensor = scheduler.add_noise(clean, noise, timesteps)
+    return noised
+
+
+def target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser should output, same shape as `clean`."""
+    if _is_flow(scheduler):
+        return noise - clean
+    if scheduler.config.prediction_type == "v_prediction":
+        velocity: Tensor = scheduler.get_velocity(clean, noise, timesteps)
+        return velocity
+    return noise
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+
+
+def _broadcast(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))

@@ -1,0 +1,385 @@
+"""The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UNet3DConditionModel,
+)
+from diffusers.utils import BaseOutput
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.checkpoint import check_folder, loading_errors, write_manifest
+from sfvgen_planner.world_model.conditioning import condition_planes
+
+MAX_SHARD_SIZE = "14MB"
+
+
+@dataclass
+class VideoWorldModelOutput(BaseOutput):
+    """What `VideoWorldModel` imagined.
+
+    Attributes:
+        frames: uint8 `(batch, num_frames, height, width, 3)`, or None with
+            `output_type="latent"`.
+        latents: `(batch, channels, num_frames, h, w)`, scaled as `VideoWorldModel.encode` does.
+    """
+
+    frames: np.ndarray | None
+    latents: Tensor
+
+
+class VideoWorldModel(DiffusionPipeline):
+    """Masked conditional video diffusion with language and continuous actions.
+
+    The five components are those of diffusers' ModelScope text-to-video pipeline. The denoiser
+    sees clean context frames and noised future frames on one time axis, next to the planes of
+    `sfvgen_planner.world_model.conditioning`. Past, instruction and actions may each be absent.
+
+    Args:
+        vae: Autoencoder of single frames.
+        text_encoder: CLIP text encoder; its hidden states reach the denoiser by cross-attention.
+        tokenizer: Tokenizer of `text_encoder`.
+        unet: Denoiser; its input has the latent channels and the condition planes.
+        scheduler: Noise schedule and sampler.
+        num_past_frames: f_p, the context frames of a usual chunk.
+        num_future_frames: f_g, the frames generated in one chunk.
+        image_size: Height and width of a frame in pixels.
+        action_low: Lower bound of each action number, in the environment's units.
+        action_high: Upper bound of each action number.
+        frame_skip: Environment steps per video frame.
+        env_id: Gymnasium id of the environment the model was trained on, for the record.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet3DConditionModel
+    scheduler: Any
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet3DConditionModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        num_past_frames: int = 4,
+        num_future_frames: int = 8,
+        image_size: int = 64,
+        action_low: list[float] | None = None,
+        action_high: list[float] | None = None,
+        frame_skip: int = 1,
+        env_id: str = "",
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        self.register_to_config(
+            num_past_frames=num_past_frames,
+            num_future_frames=num_future_frames,
+            image_size=image_size,
+            action_low=list(action_low or []),
+            action_high=list(action_high or []),
+            frame_skip=frame_skip,
+            env_id=env_id,
+        )
+        for module in (vae, text_encoder, unet):
+            module.eval()
+        self.set_progress_bar_config(disable=True)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load a checkpoint folder in diffusers' layout (safetensors only).
+
+        Weights are float32 unless `dtype` says otherwise.
+
+        Raises:
+            SfvgenError: A file is missing, cut short, or belongs to another model.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        check_folder(folder)
+        kwargs.setdefault("dtype", torch.float32)
+        with loading_errors(folder):
+            model: Self = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
+        return model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | PathLike[str], **kwargs: Any
+    ) -> None:
+        """Write the checkpoint folder: JSON, safetensors in shards, and a manifest of checksums."""
+        kwargs.setdefault("max_shard_size", MAX_SHARD_SIZE)
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        write_manifest(Path(save_directory))
+
+    # ---------------------------------------------------------------- pixels and latents
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in one action, A; 0 for a model without actions."""
+        return len(self.config.action_low)
+
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of one frame's latents."""
+        side = self.config.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return int(self.vae.config.latent_channels), side, side
+
+    @torch.no_grad()
+    def encode(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Frames uint8 `(batch, frames, H, W, 3)` to latents `(batch, channels, frames, h, w)`.
+
+        Latents are shifted and scaled to about zero mean and unit variance.
+
+        Raises:
+            SfvgenError: The frames are not uint8 or not of the model's size.
+        """
+        pixels = torch.as_tensor(frames)
+        side = self.config.image_size
+        if pixels.dtype != torch.uint8 or pixels.dim() != 5 or pixels.shape[2:] != (side, side, 3):
+            raise SfvgenError(
+                f"frames must be uint8 of shape (batch, frames, {side}, {side}, 3), "
+                f"got {pixels.dtype} of shape {tuple(pixels.shape)}"
+            )
+        batch, num_frames = pixels.shape[:2]
+        images = pixels.to(self.device).flatten(0, 1).permute(0, 3, 1, 2)
+        images = images.to(self.vae.dtype) / 127.5 - 1
+        latents = self.vae.encode(images).latent_dist.mode()
+        latents = (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        return latents.unflatten(0, (batch, num_frames)).transpose(1, 2)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`."""
+        batch, _, num_frames = latents.shape[:3]
+        flat = latents.to(self.device, self.vae.dtype).transpose(1, 2).flatten(0, 1)
+        flat = flat / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        images = self.vae.decode(flat).sample.clamp(-1, 1)
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        frames: np.ndarray = pixels.unflatten(0, (batch, num_frames)).cpu().numpy()
+        return frames
+
+    def normalise_actions(self, actions: np.ndarray | Tensor) -> Tensor:
+        """Actions in the environment's units to [-1, 1], float32 on the model's device.
+
+        Raises:
+            SfvgenError: An action has the wrong size, is not finite or leaves the bounds.
+        """
+        values = torch.as_tensor(np.asarray(actions), dtype=torch.float32, device=self.device)
+        if values.shape[-1:] != (self.action_size,):
+            raise SfvgenError(
+                f"the model takes actions of {self.action_size} numbers, "
+                f"got an array of shape {tuple(values.shape)}"
+            )
+        if not torch.isfinite(values).all():
+            raise SfvgenError("actions must be finite numbers, got NaN or infinity")
+        low = torch.tensor(self.config.action_low, device=self.device)
+        high = torch.tensor(self.config.action_high, device=self.device)
+        if (values < low - 1e-4).any() or (values > high + 1e-4).any():
+            raise SfvgenError(
+                f"actions must lie between {self.config.action_low} and "
+                f"{self.config.action_high}, got values from {values.min().item():.3g} "
+                f"to {values.max().item():.3g}"
+            )
+        return 2 * (values - low) / (high - low) - 1
+
+    @torch.no_grad()
+    def encode_instructions(self, instructions: list[str]) -> Tensor:
+        """Hidden states `(batch, tokens, dim)` of the instructions; "" stands for no instruction."""
+        tokens = self.tokenizer(
+            instructions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_encoder.config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        states: Tensor = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        return states
+
+    # ---------------------------------------------------------------- denoising and sampling
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        num_past: int,
+        text_states: Tensor,
+        actions: Tensor | None = None,
+        actions_given: Tensor | None = None,
+        context_given: Tensor | None = None,
+    ) -> Tensor:
+        """One call of the denoiser on a whole window; gradients flow.
+
+        Args:
+            latents: `(batch, channels, frames, h, w)`, clean context first, then noised frames.
+            timesteps: `(batch,)` in the scheduler's units.
+            num_past: Context frames at the start of the window.
+            text_states: `(batch, tokens, dim)`.
+            actions: `(batch, frames - num_past, A)` in [-1, 1], or None for no action.
+            actions_given: `(batch,)`, 0 where the actions are dropped; all 1 by default.
+            context_given: `(batch,)`, 0 where the whole window is noised; all 1 by default.
+
+        Returns:
+            The prediction for every frame of the window, same shape as `latents`.
+        """
+        batch, _, num_frames, height, width = latents.shape
+        ones = latents.new_ones(batch)
+        if actions is None:
+            actions = latents.new_zeros(batch, num_frames - num_past, self.action_size)
+            actions_given = latents.new_zeros(batch)
+        planes = condition_planes(
+            num_past,
+            actions.to(latents.dtype),
+            ones if actions_given is None else actions_given.to(latents.dtype),
+            ones if context_given is None else context_given.to(latents.dtype),
+            height,
+            width,
+        )
+        prediction: Tensor = self.unet(
+            torch.cat([latents, planes], dim=1), timesteps, encoder_hidden_states=text_states
+        ).sample
+        return prediction
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        past: np.ndarray | Tensor,
+        instruction: str | None | list[str | None] = None,
+        actions: np.ndarray | Tensor | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int = 4,
+        generator: torch.Generator | None = None,
+        output_type: str = "np",
+        common_noise: bool = False,
+    ) -> VideoWorldModelOutput:
+        """Imagine the frames after `past`.
+
+        More frames than one chunk are rolled out chunk by chunk, each chunk's output being the
+        next one's past (paper: X_{i+1} = Y_i).
+
+        Args:
+            past: uint8 `(batch, f, H, W, 3)` or latents `(batch, channels, f, h, w)`, f >= 1; the
+                last `num_past_frames` count, or the last one when there are fewer.
+            instruction: What the robot is told; None for nothing. One for all or one each.
+            actions: `(batch, num_frames, A)` in the environment's units; entry `k` leads into the
+                `k`-th imagined frame. None for no actions.
+            num_frames: Frames to imagine; the actions' number, or one chunk, by default.
+            num_inference_steps: Denoiser calls per chunk.
+            generator: Source of the noise; the global one by default.
+            output_type: "np" decodes the frames, "latent" does not.
+            common_noise: Give every sample of the batch the same noise, so that candidates
+                differ by their actions alone.
+
+        Raises:
+            SfvgenError: An argument has the wrong shape, range or type.
+        """
+        if output_type not in ("np", "latent"):
+            raise SfvgenError(f'output_type must be "np" or "latent", got {output_type!r}')
+        if num_inference_steps < 1:
+            raise SfvgenError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        is_latent = isinstance(past, Tensor) and past.is_floating_point()
+        context = past if is_latent else self.encode(past)
+        assert isinstance(context, Tensor)
+        context = context.to(self.device, self.unet.dtype)
+        if context.dim() != 5 or context.shape[1] != self.latent_size[0] or context.shape[2] < 1:
+            raise SfvgenError(
+                "past latents must have the shape (batch, channels, frames, h, w) with at least "
+                f"one frame and {self.latent_size[0]} channels, got {tuple(context.shape)}"
+            )
+        batch = context.shape[0]
+        normalised = None
+        if actions is not None:
+            normalised = self.normalise_actions(actions)
+            if normalised.dim() != 3 or normalised.shape[0] != batch:
+                raise SfvgenError(
+                    f"actions must have the shape ({batch}, num_frames, {self.action_size}), "
+                    f"got {tuple(normalised.shape)}"
+                )
+            num_frames = num_frames or normalised.shape[1]
+            if normalised.shape[1] != num_frames:
+                raise SfvgenError(
+                    f"{num_frames} frames need {num_frames} actions, got {normalised.shape[1]}"
+                )
+        num_frames = self.config.num_future_frames if num_frames is None else num_frames
+        if num_frames < 1:
+            raise SfvgenError(f"num_frames must be at least 1, got {num_frames}")
+        texts = instruction if isinstance(instruction, list) else [instruction] * batch
+        if len(texts) != batch:
+            raise SfvgenError(f"{batch} pasts need {batch} instructions, got {len(texts)}")
+        unique = sorted({text or "" for text in texts})
+        states = self.encode_instructions(unique).to(self.unet.dtype)
+        text_states = states[[unique.index(text or "") for text in texts]]
+
+        chunks = []
+        for start in range(0, num_frames, self.config.num_future_frames):
+            length = min(self.config.num_future_frames, num_frames - start)
+            chunk_actions = None if normalised is None else normalised[:, start : start + length]
+            chunk = self._sample_chunk(
+                self._usual_context(context),
+                text_states,
+                chunk_actions,
+                length,
+                num_inference_steps,
+                generator,
+                common_noise,
+            )
+            chunks.append(chunk)
+            context = torch.cat([context, chunk], dim=2)
+        latents = torch.cat(chunks, dim=2)
+        frames = self.decode(latents) if output_type == "np" else None
+        return VideoWorldModelOutput(frames=frames, latents=latents)
+
+    def _usual_context(self, context: Tensor) -> Tensor:
+        """The context lengths that training saw: f_p frames, or a single one."""
+        num_past = self.config.num_past_frames
+        return context[:, :, -num_past:] if context.shape[2] >= num_past else context[:, :, -1:]
+
+    def _sample_chunk(
+        self,
+        context: Tensor,
+        text_states: Tensor,
+        actions: Tensor | None,
+        length: int,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+        common_noise: bool,
+    ) -> Tensor:
+        """Denoise `length` frames after `context`, which stays clean (masked conditional diffusion)."""
+        batch, channels, num_past, height, width = context.shape
+        noise_batch = 1 if common_noise else batch
+        # Drawn on the CPU so that a seed gives the same video on every device.
+        noise_device = "cpu" if generator is None else generator.device
+        latents = torch.randn(
+            noise_batch, channels, length, height, width, generator=generator, device=noise_device
+        )
+        latents = latents.to(context).expand(batch, -1, -1, -1, -1)
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            # diffusers' default grid ends at sigma 0.001 and so wastes one of the few steps.
+            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+            self.scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+        else:
+            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+            latents = latents * self.scheduler.init_noise_sigma
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            window = torch.cat([context, latents], dim=2)
+            prediction = self.denoise(
+                window, timestep.expand(batch), num_past, text_states, actions
+            )[:, :, num_past:]
+            latents = self.scheduler.step(prediction, timestep, latents).prev_sample
+        return latents

@@ -1,0 +1,125 @@
+"""Training recipes: the YAML files under `recipes/`, read into validated models."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sfvgen_planner.data.recipe import DataRecipe
+from sfvgen_planner.errors import SfvgenError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimisation(_Section):
+    """How one stage is optimised: AdamW, linear warm-up, then cosine decay to a tenth."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0, description="Samples a step on each process.")
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    checkpoint_every: int = Field(default=1000, gt=0, description="Steps between checkpoints.")
+
+
+class AutoencoderRecipe(_Section):
+    """The frame autoencoder (diffusers `AutoencoderKL`), f = 2 ** (number of blocks - 1)."""
+
+    block_out_channels: tuple[int, ...] = (32, 64, 96, 128)
+    layers_per_block: int = 1
+    latent_channels: int = 16
+    norm_num_groups: int = 16
+    kl_weight: float = Field(default=1e-6, ge=0)
+    optimisation: Optimisation
+
+
+class TextRecipe(_Section):
+    """The CLIP text encoder that is trained with the denoiser."""
+
+    vocab_size: int = 1000
+    max_length: int = 24
+    hidden_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+
+
+class UNetRecipe(_Section):
+    """The denoiser (diffusers `UNet3DConditionModel`); the last level has no attention."""
+
+    block_out_channels: tuple[int, ...] = (96, 192)
+    layers_per_block: int = 1
+    attention_head_dim: int = 16
+
+
+class Conditions(_Section):
+    """How often each mix of conditions is trained; weights, not necessarily summing to 1."""
+
+    language: float = Field(default=0.4, ge=0)
+    actions: float = Field(default=0.4, ge=0)
+    language_and_actions: float = Field(default=0.05, ge=0)
+    none: float = Field(default=0.05, ge=0)
+    whole_sequence: float = Field(
+        default=0.1, ge=0, description="No condition, no clean frame: what fast learning does."
+    )
+    single_past_frame: float = Field(
+        default=0.25, ge=0, le=1, description="Share of steps with f_p = 1 instead of the full f_p."
+    )
+    context_noise: float = Field(
+        default=0.1, ge=0, description="Largest noise on the context, so that rollouts hold."
+    )
+
+
+class WorldModelRecipe(_Section):
+    """Slow learning (paper section 3.1)."""
+
+    num_past_frames: int = Field(default=4, gt=0)
+    num_future_frames: int = Field(default=8, gt=0)
+    unet: UNetRecipe = UNetRecipe()
+    text: TextRecipe = TextRecipe()
+    conditions: Conditions = Conditions()
+    optimisation: Optimisation
+
+
+class InverseDynamicsRecipe(_Section):
+    """Two frames to the action between them (paper section 3.4)."""
+
+    block_out_channels: tuple[int, ...] = (32, 64, 128, 128)
+    hidden_size: int = 256
+    optimisation: Optimisation
+
+
+class Recipe(_Section):
+    """One trained model: its data and its three stages."""
+
+    name: str
+    seed: int = 0
+    data: DataRecipe
+    autoencoder: AutoencoderRecipe
+    world_model: WorldModelRecipe
+    inverse_dynamics: InverseDynamicsRecipe
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> "Recipe":
+        """Read a recipe.
+
+        Raises:
+            SfvgenError: The file is missing, is no YAML, or a key or value is wrong.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()))
+        except OSError as error:
+            raise SfvgenError(
+                f"the recipe {path} can't be read ({error.strerror}); see recipes/ for examples"
+            ) from error
+        except yaml.YAMLError as error:
+            raise SfvgenError(f"the recipe {path} is not valid YAML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise SfvgenError(f"the recipe {path} is wrong at {place}: {first['msg']}") from error

@@ -1,0 +1,178 @@
+"""Slow learning: masked conditional video diffusion on many episodes (paper section 3.1)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet3DConditionModel
+from torch import Tensor, nn
+
+from sfvgen_planner.world_model.conditioning import num_condition_planes
+from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
+from sfvgen_planner.world_model.pipeline import VideoWorldModel
+from sfvgen_planner.world_model.recipe import Conditions, UNetRecipe, WorldModelRecipe
+
+
+def build_unet(
+    recipe: UNetRecipe, latent_channels: int, latent_side: int, action_size: int, text_size: int
+) -> UNet3DConditionModel:
+    """An untrained denoiser whose input has the latents and the condition planes."""
+    levels = len(recipe.block_out_channels)
+    unet = UNet3DConditionModel(
+        sample_size=latent_side,
+        in_channels=latent_channels + num_condition_planes(action_size),
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock3D",) * (levels - 1) + ("DownBlock3D",),
+        up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * (levels - 1),
+        block_out_channels=recipe.block_out_channels,
+        layers_per_block=recipe.layers_per_block,
+        attention_head_dim=recipe.attention_head_dim,
+        cross_attention_dim=text_size,
+    )
+    # diffusers hard-codes a dropout of 0.1 in the temporal convolutions, which only blurs a
+    # denoiser that sees every sample with fresh noise anyway.
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return unet
+
+
+class SlowBatch(NamedTuple):
+    """One training batch of windows of f_p past and f_g future frames.
+
+    Attributes:
+        latents: `(batch, channels, frames, h, w)`, clean.
+        num_past: f_p.
+        actions: `(batch, f_g, A)` in [-1, 1].
+        token_ids: `(batch, tokens)`; those of "" where language is dropped.
+        actions_given: `(batch,)`, 0 where the actions are dropped.
+        context_given: `(batch,)`, 0 where the whole window is noised.
+        noise: As `latents`.
+        context_noise: As `latents`, already scaled; added to the context frames.
+        timesteps: `(batch,)`.
+    """
+
+    latents: Tensor
+    num_past: int
+    actions: Tensor
+    token_ids: Tensor
+    actions_given: Tensor
+    context_given: Tensor
+    noise: Tensor
+    context_noise: Tensor
+    timesteps: Tensor
+
+
+class SlowObjective(nn.Module):
+    """Eq. 1-2: denoise the f_g future frames beside clean past frames; the loss counts only them.
+
+    Samples without context (`context_given` 0) denoise the whole window, as fast learning will.
+    """
+
+    def __init__(self, model: VideoWorldModel) -> None:
+        super().__init__()
+        self.unet = model.unet
+        self.text_encoder = model.text_encoder
+        self._denoise = model.denoise
+        self._scheduler = model.scheduler
+
+    def forward(self, *fields: Tensor) -> Tensor:
+        """Mean squared error of the prediction; `fields` are those of `SlowBatch`."""
+        batch = SlowBatch(*fields)  # type: ignore[arg-type]
+        noised = add_noise(self._scheduler, batch.latents, batch.noise, batch.timesteps)
+        num_frames = batch.latents.shape[2]
+        is_past = torch.arange(num_frames, device=noised.device) < batch.num_past
+        clean = (is_past[None] & (batch.context_given[:, None] > 0))[:, None, :, None, None]
+        window = torch.where(clean, batch.latents + batch.context_noise, noised)
+        text_states = self.text_encoder(batch.token_ids).last_hidden_state
+        prediction = self._denoise(
+            window,
+            batch.timesteps,
+            batch.num_past,
+            text_states,
+            batch.actions,
+            batch.actions_given,
+            batch.context_given,
+        )
+        wanted = target(self._scheduler, batch.latents, batch.noise, batch.timesteps)
+        error = (prediction.float() - wanted).square() * ~clean
+        counted = (~clean).expand_as(error).sum()
+        return error.sum() / counted
+
+
+def slow_batches(
+    table: FrameTable, model: VideoWorldModel, recipe: WorldModelRecipe
+) -> Callable[[torch.Generator], SlowBatch]:
+    """Random windows of an encoded table, each with a random mix of conditions.
+
+    Language is used only where one instruction holds over all future frames; elsewhere the
+    sample trains on actions instead.
+    """
+    device = table.frames.device
+    conditions = recipe.conditions
+    tokens = model.tokenizer(
+        table.instructions,
+        padding="max_length",
+        truncation=True,
+        max_length=model.text_encoder.config.max_position_embeddings,
+        return_tensors="pt",
+    ).input_ids.to(device)
+    lengths = (1, recipe.num_past_frames)
+    starts = {past: table.window_starts(past + recipe.num_future_frames) for past in lengths}
+    mixes = torch.tensor(_mixes(conditions), device=device)
+    batch_size = recipe.optimisation.batch_size
+
+    def draw(generator: torch.Generator) -> SlowBatch:
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, device=device)
+
+        single = bool(uniform(1) < conditions.single_past_frame)
+        num_past = 1 if single else recipe.num_past_frames
+        choices = starts[num_past]
+        picked = torch.randint(len(choices), (batch_size,), generator=generator, device=device)
+        rows = choices[picked][:, None] + torch.arange(
+            num_past + recipe.num_future_frames, device=device
+        )
+        latents = table.frames[rows].float().transpose(1, 2)
+        leading = rows[:, num_past - 1 : -1]
+        texts = table.instruction_ids[leading]
+        constant = (texts == texts[:, :1]).all(dim=1)
+        texts = texts[:, 0] * constant
+
+        mix = torch.multinomial(mixes, batch_size, replacement=True, generator=generator)
+        language_wanted, actions_given = (mix == 0) | (mix == 2), (mix == 1) | (mix == 2)
+        actions_given |= language_wanted & (texts == 0)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        scale = conditions.context_noise * uniform(batch_size, 1, 1, 1, 1)
+        # Half of the contexts stay exact, as observed frames are.
+        scale = scale * (uniform(batch_size, 1, 1, 1, 1) < 0.5)
+        return SlowBatch(
+            latents=latents,
+            num_past=num_past,
+            actions=table.actions[leading],
+            token_ids=tokens[texts * language_wanted],
+            actions_given=actions_given.float(),
+            context_given=(mix != 4).float(),
+            noise=noise,
+            context_noise=scale
+            * torch.randn(latents.shape, generator=generator, device=device),
+            timesteps=draw_timesteps(model.scheduler, uniform(batch_size)),
+        )
+
+    return draw
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Rectified flow: straight paths, so that a few Euler steps suffice."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+def _mixes(conditions: Conditions) -> list[float]:
+    return [
+        conditions.language,
+        conditions.actions,
+        conditions.language_and_actions,
+        conditions.none,
+        conditions.whole_sequence,
+    ]

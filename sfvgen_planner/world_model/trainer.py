@@ -1,0 +1,208 @@
+"""One training loop for every stage: Accelerate, EMA, atomic checkpoints, exact resume."""
+
+import json
+import math
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.recipe import Optimisation
+
+KEPT_CHECKPOINTS = 2
+
+
+def train(
+    module: nn.Module,
+    draw_batch: Callable[[torch.Generator], tuple[Any, ...]],
+    optimisation: Optimisation,
+    folder: Path,
+    accelerator: Accelerator,
+    seed: int,
+    description: str,
+) -> None:
+    """Train `module` in place and leave its averaged (EMA) weights in it.
+
+    Every random number of a step comes from a generator seeded with (seed, step, process), so a
+    run that is stopped and resumed equals one that was not.
+
+    Args:
+        module: Called as `module(*draw_batch(generator))`; returns the scalar loss.
+        draw_batch: Draws one process's batch; all its randomness comes from the generator.
+        optimisation: Steps, rates and so on.
+        folder: Where checkpoints and `metrics.jsonl` go; a checkpoint found there is resumed.
+        accelerator: Device, processes and precision.
+        seed: Seed of the run.
+        description: Name on the progress bar.
+
+    Raises:
+        KeyboardInterrupt: The run was interrupted, after its checkpoint was written.
+        SfvgenError: A checkpoint in `folder` belongs to another model, or the loss is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    module.to(accelerator.device)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        parameters,
+        lr=optimisation.learning_rate,
+        weight_decay=optimisation.weight_decay,
+        fused=accelerator.device.type == "cuda",
+    )
+    ema = EMAModel(parameters, decay=optimisation.ema_decay, foreach=True)
+    step = _resume(folder, module, optimiser, ema, optimisation)
+    wrapped, optimiser = accelerator.prepare(module, optimiser)
+    wrapped.train()
+    generator = torch.Generator(device=accelerator.device)
+    losses: list[Tensor] = []
+    progress = tqdm(
+        total=optimisation.steps,
+        initial=step,
+        desc=description,
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    with progress, _stop_on_interrupt() as stop:
+        while step < optimisation.steps:
+            generator.manual_seed(_step_seed(seed, step, accelerator.process_index))
+            for group in optimiser.param_groups:
+                group["lr"] = optimisation.learning_rate * learning_rate_factor(step, optimisation)
+            with accelerator.autocast():
+                loss = wrapped(*draw_batch(generator))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            ema.step(parameters)
+            step += 1
+            progress.update()
+            losses.append(loss.detach())
+            if step % 50 == 0 or step == optimisation.steps:
+                mean = torch.stack(losses).mean().item()
+                losses.clear()
+                if not math.isfinite(mean):
+                    raise SfvgenError(
+                        f"{description}: the loss is not finite at step {step}; "
+                        "lower learning_rate in the recipe and run again to resume"
+                    )
+                progress.set_postfix(loss=f"{mean:.4f}")
+                if accelerator.is_main_process:
+                    with (folder / "metrics.jsonl").open("a") as file:
+                        file.write(json.dumps({"step": step, "loss": mean}) + "\n")
+            due = step % optimisation.checkpoint_every == 0 or step == optimisation.steps
+            if (due or stop.is_set()) and accelerator.is_main_process:
+                _save(folder, step, module, optimiser, ema, optimisation)
+            if stop.is_set():
+                raise KeyboardInterrupt(f"{description} stopped at step {step}")
+    ema.copy_to(parameters)
+    module.eval()
+
+
+def learning_rate_factor(step: int, optimisation: Optimisation) -> float:
+    """Share of the full learning rate at `step`: linear warm-up, then cosine decay to 0.1."""
+    if step < optimisation.warmup_steps:
+        return (step + 1) / optimisation.warmup_steps
+    decay_steps = max(optimisation.steps - optimisation.warmup_steps, 1)
+    progress = min((step - optimisation.warmup_steps) / decay_steps, 1.0)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + process
+
+
+def _save(
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimiser: Any,
+    ema: EMAModel,
+    optimisation: Optimisation,
+) -> None:
+    """Write one checkpoint under a temporary name, rename it, then drop the oldest ones."""
+    temporary, final = folder / "checkpoint.tmp", folder / f"checkpoint-{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    save_file(
+        {name: value.contiguous() for name, value in module.state_dict().items()},
+        temporary / "model.safetensors",
+    )
+    save_file(
+        {name: value.contiguous() for name, value in zip(names, ema.shadow_params, strict=True)},
+        temporary / "ema.safetensors",
+    )
+    moments = {}
+    for index, values in optimiser.state_dict()["state"].items():
+        for key, value in values.items():
+            moments[f"{names[index]}/{key}"] = torch.as_tensor(value).contiguous()
+    save_file(moments, temporary / "optimiser.safetensors")
+    (temporary / "state.json").write_text(
+        json.dumps({"step": step, "optimisation": optimisation.model_dump()}, indent=2) + "\n"
+    )
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def _resume(
+    folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel, optimisation: Optimisation
+) -> int:
+    """Load the newest checkpoint in `folder`, if any; the step to go on from."""
+    found = _checkpoints(folder)
+    if not found:
+        return 0
+    newest = found[-1]
+    device = next(module.parameters()).device
+    try:
+        state = json.loads((newest / "state.json").read_text())
+        module.load_state_dict(load_file(newest / "model.safetensors", device=str(device)))
+        shadow = load_file(newest / "ema.safetensors", device=str(device))
+        moments = load_file(newest / "optimiser.safetensors", device=str(device))
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        ema.shadow_params = [shadow[name] for name in names]
+        ema.optimization_step = state["step"]
+        packed: dict[int, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            name, moment = key.rsplit("/", 1)
+            # AdamW keeps its step counter on the CPU unless it is fused.
+            packed.setdefault(names.index(name), {})[moment] = value
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": packed, "param_groups": groups})
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise SfvgenError(
+            f"{newest} does not fit this recipe's model; train into another --out folder, "
+            "or delete that checkpoint"
+        ) from error
+    return int(state["step"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"))
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """Let Ctrl-C or SIGTERM finish the present step, so that the checkpoint is whole."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
