@@ -37,7 +37,7 @@ def camera_frame(
     elif _is_picture(observation):
         frame, where = observation, "the observation"
     else:
-        frame, where = env.render(), "render()"
+        frame, where = _render(env), "render()"
     if not _is_picture(frame):
         raise SfvgenError(
             f"{_name(env)} shows no camera picture: {where} gives {_describe(frame)}, but an RGB "
@@ -62,6 +62,13 @@ def proprioception(observation: object) -> FloatArray | None:
     if not isinstance(observation, np.ndarray) or observation.ndim != 1:
         return None
     return observation.astype(np.float32)
+
+
+def _render(env: gym.Env[Any, Any]) -> object:
+    try:
+        return env.render()
+    except gym.error.Error as error:
+        raise SfvgenError(f"{_name(env)} cannot be filmed: {error}") from error
 
 
 def _is_picture(value: object) -> TypeIs[FrameArray]:

@@ -1,6 +1,7 @@
 """Make a Gymnasium environment that can be filmed and steered."""
 
 import functools
+import importlib
 import inspect
 import os
 import sys
@@ -36,15 +37,18 @@ def make_env(
     """
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
-    if ":" not in env_id and env_id not in gym.registry:
-        register_installed_envs()
+    module, _, registered_id = env_id.rpartition(":")
     kwargs = dict(env_kwargs or {})
     try:
-        kwargs = {**_camera_kwargs(env_id), **kwargs}
-        env: Environment = gym.make(env_id, **kwargs)
+        if module:
+            importlib.import_module(module)
+        elif env_id not in gym.registry:
+            register_installed_envs()
+        env: Environment = gym.make(registered_id, **{**_camera_kwargs(registered_id), **kwargs})
     except (gym.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
+        arguments = f" with {kwargs}" if kwargs else ""
         raise SfvgenError(
-            f"cannot make the environment {env_id!r} with {kwargs}: {_one_line(error)}"
+            f"cannot make the environment {env_id!r}{arguments}: {_one_line(error)}"
         ) from error
     try:
         _require_steerable(env, env_id)

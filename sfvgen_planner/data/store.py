@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,15 +64,14 @@ class EpisodeStore:
         path = Path(path)
         require_free_folder(path)
         # Made aside and renamed, so that no crash leaves a folder that is half a store.
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            _create_arrays(aside, spec)
-            (aside / INDEX_FILE).touch()
-            aside.chmod(0o777 & ~_umask())
-            aside.replace(path)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+                made = Path(aside) / "store"
+                _create_arrays(made, spec)
+                (made / INDEX_FILE).touch()
+                made.replace(path)
+        except OSError as error:
+            raise SfvgenError(f"cannot make the folder {path}: {error.strerror}") from error
         return cls.open(path, mode="a")
 
     @classmethod
@@ -247,9 +245,7 @@ class EpisodeStore:
 def require_free_folder(path: Path) -> None:
     """Raise an SfvgenError unless a store can be made at `path`."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise SfvgenError(
-            f"{path} holds something that is no episode store; give an empty or a new folder"
-        )
+        raise SfvgenError(f"{path} is there already and not empty; give an empty or a new folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -332,13 +328,6 @@ def _read_spec(path: Path) -> StoreSpec:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _flush(path: Path) -> None:
