@@ -17,6 +17,9 @@ COMMANDS = (
     "collect",
     "convert",
     "train",
+    "demo",
+    "evaluate",
+    "doctor",
 )
 
 EXIT_BAD_INPUT = 2

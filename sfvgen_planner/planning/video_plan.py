@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Self
 
 import numpy as np
+from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan
-
-if TYPE_CHECKING:
-    from sfvgen_policies import InverseDynamics
+from sfvgen_planner.world_model import shipped_folder
+from sfvgen_planner.world_model.checkpoint import loading_errors
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,24 @@ class VideoPlanner:
     ) -> None:
         self.inverse_dynamics = inverse_dynamics
         self.config = config or VideoPlanConfig()
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = "tabletop", config: VideoPlanConfig | None = None
+    ) -> Self:
+        """Load the inverse dynamics that a world model's checkpoint comes with.
+
+        Raises:
+            SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.
+        """
+        folder = shipped_folder(name_or_path) / "inverse_dynamics"
+        if not folder.is_dir():
+            raise SfvgenError(
+                f"{folder} is missing: planning from video needs a checkpoint with its inverse "
+                "dynamics, as `sfvgen train` writes it"
+            )
+        with loading_errors(folder):
+            return cls(InverseDynamics.from_pretrained(folder, use_safetensors=True), config)
 
     def reset(self) -> None:
         """Nothing is carried from plan to plan."""

@@ -1,0 +1,1 @@
+"""Metrics, planning and policy evaluation, reports."""
