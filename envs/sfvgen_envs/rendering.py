@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import sys
 import weakref
@@ -27,12 +29,24 @@ _COSTLY_FLAGS = (
     mujoco.mjtRndFlag.mjRND_HAZE,
 )
 
+_OPEN_CAMERAS: weakref.WeakSet[Camera] = weakref.WeakSet()
+
+
+def _close_cameras() -> None:
+    for camera in list(_OPEN_CAMERAS):
+        camera.close()
+
+
+@functools.cache  # once
+def _close_cameras_at_exit() -> None:
+    atexit.register(_close_cameras)
+
 
 class Camera:
     """A fixed camera of a model, rendered to uint8 RGB images of one size.
 
-    The GL context is created with the first picture and freed by :meth:`close`, by garbage
-    collection, or at the end of the process, whichever comes first.
+    The GL context is created with the first picture and freed by :meth:`close`, with the camera
+    itself, or at the end of the process, whichever comes first.
 
     Args:
         model: compiled MuJoCo model.
@@ -53,7 +67,6 @@ class Camera:
         self._size = size
         self._quality = quality
         self._renderer: mujoco.Renderer | None = None
-        self._finalizer: weakref.finalize | None = None
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
         """Return the present picture, uint8 of shape (height, width, 3).
@@ -63,7 +76,10 @@ class Camera:
         """
         if self._renderer is None:
             self._renderer = self._open()
-            self._finalizer = weakref.finalize(self, self._renderer.close)
+            _OPEN_CAMERAS.add(self)
+            # Exit handlers run last in, first out: this one must come after MuJoCo's own, which
+            # it registers with the first context.
+            _close_cameras_at_exit()
         self._renderer.update_scene(data, self._name)
         if self._quality == "fast":
             for flag in _COSTLY_FLAGS:
@@ -72,9 +88,9 @@ class Camera:
 
     def close(self) -> None:
         """Free the GL context; a later :meth:`render` opens a new one."""
-        if self._finalizer is not None:
-            self._finalizer()
-        self._renderer = self._finalizer = None
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
     def _open(self) -> mujoco.Renderer:
         height, width = self._size

@@ -146,10 +146,16 @@ def _try_episode(
     cubes, pads = layout
     places = {colour: [xy] for colour, xy in cubes.items()}
     instructions = []
-    for index, colour in enumerate(_draw_movers(rng, colours, num_moves, recall)):
-        only_pads = index == 0 and num_moves == 1 and recall == "none"
-        recalled = colours[0] if recall != "none" else None
-        move = _draw_move(rng, colour, places, pads, only_pads, recalled)
+    for colour in _draw_movers(rng, colours, num_moves, recall):
+        kept_free = [history[-1] for history in places.values()]
+        kept_free.append(places[colour][0])  # or its first place would not differ from a later one
+        recalled = places[colours[0]]
+        if recall == "first":
+            kept_free.append(recalled[0])
+        elif recall == "previous" and len(recalled) > 1:
+            kept_free.append(recalled[-2])
+        only_pads = recall == "none" and num_moves == 1
+        move = _draw_move(rng, colour, places[colour][-1], kept_free, pads, only_pads)
         if move is None:
             return None
         places[colour].append(np.array(move.target_xy))
@@ -166,7 +172,8 @@ def _draw_layout(
     pads: dict[str, np.ndarray] = {}
     cubes: dict[str, np.ndarray] = {}
     for colour in rng.permutation(list(PAD_COLOURS))[:NUM_PADS]:
-        xy = _draw_place(rng, list(pads.values()), clear_of=list(pads.values()), margin=0.08)
+        others = list(pads.values())
+        xy = _draw_place(rng, others, clear_of=others, margin=2 * PAD_HALF_EDGE + 0.005)
         if xy is None:
             return None
         pads[str(colour)] = xy
@@ -218,35 +225,25 @@ def _draw_movers(
 def _draw_move(
     rng: np.random.Generator,
     colour: str,
-    places: dict[str, list[np.ndarray]],
+    present: np.ndarray,
+    kept_free: list[np.ndarray],
     pads: dict[str, np.ndarray],
     only_pads: bool,
-    recalled: str | None,
 ) -> Instruction | None:
-    """Draw a move of one cube, away from all cubes and from every place the recall may name."""
-    apart_from = [history[-1] for history in places.values()]
-    for owner in {colour, recalled} - {None}:
-        apart_from += places[str(owner)]
-    present = places[colour][-1]
-
-    def pad_moves() -> list[tuple[str, np.ndarray]]:
-        return [
-            (name, xy)
-            for name, xy in pads.items()
-            if all(np.linalg.norm(xy - other) >= MIN_CUBE_DISTANCE for other in apart_from)
-        ]
-
-    free_pads = pad_moves()
+    """Draw a move of one cube to a free pad or into a region it is not in."""
+    free_pads = [
+        (name, xy)
+        for name, xy in pads.items()
+        if all(np.linalg.norm(xy - other) >= MIN_CUBE_DISTANCE for other in kept_free)
+    ]
     if free_pads and (only_pads or rng.random() < 0.5):
         name, xy = free_pads[int(rng.integers(len(free_pads)))]
         return Instruction("pad", colour, name, (float(xy[0]), float(xy[1])))
     if only_pads:
         return None
-    for name in rng.permutation(list(REGIONS)):
-        region = REGIONS[str(name)]
-        if region.distance(present) == 0.0:
-            continue
-        free = _draw_place(rng, apart_from, region=region)
-        if free is not None:
-            return Instruction("region", colour, str(name), (float(free[0]), float(free[1])))
+    for name in (str(n) for n in rng.permutation(list(REGIONS))):
+        if REGIONS[name].distance(present) > 0.0:
+            place = _draw_place(rng, kept_free, region=REGIONS[name])
+            if place is not None:
+                return Instruction("region", colour, name, (float(place[0]), float(place[1])))
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, SupportsFloat
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -72,7 +72,7 @@ class TabletopState:
     rng: dict[str, Any]
 
 
-class TabletopReturnEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
+class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
     """A gantry gripper moves coloured cubes as told, then must remember where one of them was.
 
     **Action** ``Box(-1, 1, (4,), float32)``: velocity of the gripper to the right, to the back and
@@ -101,7 +101,8 @@ class TabletopReturnEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     - ``distance_to_first_m`` (dict): each cube's distance to where it stood at the start.
     - ``instruction_results`` (list of dict): ``instruction``, ``cube``, ``target_xy`` [m],
       ``distance_m``, ``success`` of every instruction that ended.
-    - ``is_success`` (bool): the episode is over and every instruction of it succeeded.
+    - ``is_success`` (bool): the episode is over and every instruction of it succeeded. (A recall
+      alone also succeeds where the cube never left, so judge a memory by both.)
 
     Args:
         level: 1 to 4, sets ``num_cubes`` and ``num_moves`` to the level.
@@ -122,7 +123,7 @@ class TabletopReturnEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         ValueError: for an argument or an action outside what is described here.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {  # noqa: RUF012 (Gymnasium declares it without ClassVar)
         "render_modes": ["rgb_array"],
         "render_fps": round(1 / CONTROL_TIMESTEP),
     }
@@ -210,7 +211,7 @@ class TabletopReturnEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.data.ctrl[:3] = velocity[:3] * MAX_SPEED
         self.data.ctrl[3:] = velocity[3] * MAX_FINGER_SPEED
         mujoco.mj_step(self.model, self.data, self._substeps)
-        # Positions of bodies lag one substep behind the joints until they are asked for anew.
+        # mj_step leaves contacts and body poses as they were before its last substep.
         mujoco.mj_forward(self.model, self.data)
         info = self._info()
         achieved = info["success"] and self.gripper_position[2] >= CLEAR_HEIGHT
@@ -299,7 +300,7 @@ class TabletopReturnEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
         mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
         episode = copy.deepcopy(self._running_episode())
-        return TabletopState(physics, episode, copy.deepcopy(self.np_random.bit_generator.state))
+        return TabletopState(physics, episode, dict(self.np_random.bit_generator.state))
 
     def set_state(self, state: TabletopState) -> None:
         """Continue from a state of this environment, or of one made with the same arguments.
@@ -315,8 +316,6 @@ class TabletopReturnEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             )
         mujoco.mj_setState(self.model, self.data, state.physics, _PHYSICS)
         mujoco.mj_forward(self.model, self.data)
-        # mj_forward warms its solver up for the next step; the saved warm start must stay.
-        mujoco.mj_setState(self.model, self.data, state.physics, _PHYSICS)
         self.np_random.bit_generator.state = copy.deepcopy(state.rng)
         self._begin(copy.deepcopy(state.episode))
 

@@ -58,9 +58,7 @@ class RandomPolicy:
         ValueError: the action space is no bounded Box, or an argument is out of range.
     """
 
-    def __init__(
-        self, env: gym.Env[Any, Any], std: float = 0.7, smoothness: float = 0.8
-    ) -> None:
+    def __init__(self, env: gym.Env[Any, Any], std: float = 0.7, smoothness: float = 0.8) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or not space.is_bounded():
             raise ValueError(f"RandomPolicy needs a bounded Box action space, not {space}.")

@@ -12,13 +12,12 @@ from sfvgen_envs.tabletop_scene import CUBE_HALF_EDGE
 from sfvgen_policies.random import CorrelatedNoise
 
 HOVER_HEIGHT = 0.12
-GRASP_HEIGHT = CUBE_HALF_EDGE
 _TRAVEL_HEIGHT = 0.085  # above it, the fingers and a carried cube pass over standing cubes
-_ALIGNED = 0.008  # near enough in x and y to go straight down [m]
+_ALIGNED = 0.010  # near enough in x and y to go straight down [m]
 _GAIN = 0.85  # share of the remaining way that one step covers, up to full speed
 _OPEN, _CLOSE = 1.0, -1.0
 _NOISE_SMOOTHNESS = 0.7
-_CAREFUL = 0.1  # share of the noise near a cube or a place
+_CAREFUL = 0.07  # share of the noise near a cube or a place
 
 
 class TabletopExpert:
@@ -31,7 +30,7 @@ class TabletopExpert:
         env: a ``sfvgen/TabletopReturn-v0``, wrapped or not.
         noise: standard deviation of temporally correlated noise added to the velocities, as a
             fraction of full speed; the whole of it in free motion and while carrying, less on the
-            last 10 cm, a tenth of it right above a cube or a place.
+            last 10 cm, 7 % of it right above a cube or a place.
 
     Raises:
         ValueError: for another environment, or a negative noise.

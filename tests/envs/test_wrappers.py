@@ -1,0 +1,35 @@
+"""The instruction as a part of the observation."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import pytest
+from sfvgen_envs import InstructionObservation
+
+
+def test_instruction_follows_the_task() -> None:
+    base = gym.make("sfvgen/TabletopReturn-v0", level=2, steps_per_instruction=2, image_size=16)
+    env = InstructionObservation(base)
+    observation, info = env.reset(seed=0)
+    texts = [observation["instruction"]]
+    terminated = False
+    while not terminated:
+        assert env.observation_space.contains(observation)
+        assert observation["instruction"] == info["instruction"]
+        idle = 0 * env.action_space.sample()
+        observation, _, terminated, _, info = env.step(idle)
+        texts.append(observation["instruction"])
+    plan = base.unwrapped.plan
+    assert texts[0] == plan.instructions[0].text
+    assert texts[2] == plan.instructions[1].text
+    assert texts[4] == plan.instructions[2].text
+    env.close()
+
+
+def test_refuses_what_it_cannot_wrap() -> None:
+    with pytest.raises(ValueError, match="needs a Dict observation"):
+        InstructionObservation(gym.make("CartPole-v1"))
+    env = InstructionObservation(gym.make("sfvgen/TabletopReturn-v0", image_size=16))
+    with pytest.raises(ValueError, match="wrap it only once"):
+        InstructionObservation(env)
+    env.close()
