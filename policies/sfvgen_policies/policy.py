@@ -9,7 +9,11 @@ import numpy as np
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses one action at a time, told in words what to do."""
+    """Chooses one action at a time, told in words what to do.
+
+    A policy that does not listen sets ``follows_instructions = False``; recorded episodes then
+    carry no instruction.
+    """
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode; call it right after the environment's own ``reset``.

@@ -58,6 +58,8 @@ class RandomPolicy:
         ValueError: the action space is no bounded Box, or an argument is out of range.
     """
 
+    follows_instructions = False
+
     def __init__(self, env: gym.Env[Any, Any], std: float = 0.7, smoothness: float = 0.8) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or not space.is_bounded():

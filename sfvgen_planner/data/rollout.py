@@ -27,7 +27,8 @@ def record_episode(
 ) -> Episode:
     """Play an episode until the environment ends it.
 
-    The environment's `info["instruction"]`, where there is one, tells the policy what to do.
+    The environment's `info["instruction"]`, where there is one, tells the policy what to do; it
+    is stored as "" where the policy's `follows_instructions` is false.
 
     Args:
         env: From `make_env`.
@@ -49,6 +50,8 @@ def record_episode(
     actions: list[NDArray[np.float32]] = []
     rewards: list[float] = []
     instructions: list[str] = []
+    # What is asked of a policy that does not listen would only teach a model wrong words.
+    follows = getattr(policy, "follows_instructions", True)
     terminated = truncated = False
     while not (terminated or truncated):
         instruction = str(info.get("instruction", ""))
@@ -58,7 +61,7 @@ def record_episode(
         observation, reward, terminated, truncated, info = env.step(exact)
         actions.append(action)
         rewards.append(float(reward))
-        instructions.append(instruction)
+        instructions.append(instruction if follows else "")
         frames.append(camera_frame(env, observation, image_size).copy())
         sensed.append(proprioception(observation))
     return Episode(
