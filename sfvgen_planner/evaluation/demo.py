@@ -19,7 +19,12 @@ from sfvgen_planner.evaluation.provenance import command_line, git_commit, machi
 from sfvgen_planner.evaluation.report import write_report
 from sfvgen_planner.evaluation.rollout import play, succeeded
 from sfvgen_planner.evaluation.statistics import Estimate
-from sfvgen_planner.evaluation.tabletop import ENV_ID, moves_succeeded, recall_distance_m
+from sfvgen_planner.evaluation.tabletop import (
+    ENV_ID,
+    moves_succeeded,
+    recall_distance_m,
+    waypoint_distance_m,
+)
 from sfvgen_planner.evaluation.videos import (
     imagined_frames,
     side_by_side,
@@ -191,12 +196,18 @@ def _summarise(played: Sequence[PlannedEpisode]) -> dict[str, Any]:
     success = Estimate.of([float(succeeded(episode)) for episode in episodes])
     distances = [recall_distance_m(episode) for episode in episodes]
     distance = Estimate.of(distances)
+    waypoints = Estimate.of([waypoint_distance_m(episode) for episode in episodes])
     return {
         "episodes": len(episodes),
         "seeds": [episode.seed for episode in episodes],
         "success_rate": success.mean,
         "mean_distance_m": distance.mean,
-        "ci95": {"success_rate": success.ci95, "mean_distance_m": distance.ci95},
+        "mean_waypoint_distance_m": waypoints.mean,
+        "ci95": {
+            "success_rate": success.ci95,
+            "mean_distance_m": distance.ci95,
+            "mean_waypoint_distance_m": waypoints.ci95,
+        },
         "distance_m": distances,
         "moves_succeeded": [moves_succeeded(episode) for episode in episodes],
         "steps": [len(episode) for episode in episodes],
@@ -204,14 +215,26 @@ def _summarise(played: Sequence[PlannedEpisode]) -> dict[str, Any]:
     }
 
 
-def _paired_difference(arms: dict[str, list[PlannedEpisode]]) -> dict[str, Any]:
-    """Distance with the memory on minus off, episode by episode."""
-    on, off = (
-        np.array([recall_distance_m(one.episode) for one in arms[arm]])
-        for arm in ("memory_on", "memory_off")
-    )
-    estimate = Estimate.of(on - off)
-    return {"mean": estimate.mean, "ci95": estimate.ci95}
+def _paired_difference(arms: dict[str, list[PlannedEpisode]]) -> dict[str, Any] | None:
+    """Distance with the memory on minus off over the episodes that had something to return.
+
+    An episode counts where the moves before the recall succeeded in both arms: a cube that was
+    never moved already is where it should return to.
+    """
+    pairs = [
+        (on.episode, off.episode)
+        for on, off in zip(arms["memory_on"], arms["memory_off"], strict=True)
+        if moves_succeeded(on.episode) and moves_succeeded(off.episode)
+    ]
+    if not pairs:
+        return None
+    estimate = Estimate.of([recall_distance_m(on) - recall_distance_m(off) for on, off in pairs])
+    return {
+        "mean": estimate.mean,
+        "ci95": estimate.ci95,
+        "episodes": len(pairs),
+        "seeds": [on.seed for on, _ in pairs],
+    }
 
 
 def _write_pictures(out: Path, arms: dict[str, list[PlannedEpisode]]) -> list[dict[str, Any]]:

@@ -174,8 +174,7 @@ def measure_actions(config: MainJobConfig) -> Iterator[Figure]:
         env.close()
     chunks = Chunks.cut(episodes, model.config.num_past_frames, model.config.num_future_frames)
     imagined = _imagine(model, chunks.past, chunks.actions, config, "chunks")
-    # Each chunk gets the actions of another episode's, so none keeps its own.
-    shuffled = chunks.actions[chunks.of_other_episodes()]
+    shuffled = chunks.actions[chunks.shuffled()]
     misled = _imagine(model, chunks.past, shuffled, config, "chunks, shuffled actions")
     still = np.repeat(chunks.past[:, -1:], chunks.future.shape[1], axis=1)
     model_db, still_db = psnr_db(imagined, chunks.future), psnr_db(still, chunks.future)
@@ -280,8 +279,8 @@ class Chunks:
             raise SfvgenError(f"no episode is long enough for a chunk of {num_future} frames")
         return cls(np.stack(past), np.stack(future), np.stack(actions), np.array(owner))
 
-    def of_other_episodes(self) -> np.ndarray:
-        """For each chunk the index of a chunk of another episode: a shift by the longest run."""
+    def shuffled(self) -> np.ndarray:
+        """For each chunk the index of another, of another episode if none has half of them."""
         longest = int(np.bincount(self.episode).max())
         return np.roll(np.arange(len(self.episode)), longest)
 

@@ -51,28 +51,30 @@ def write_report(folder: Path, summary: dict[str, Any]) -> None:
 
 def finding(summary: dict[str, Any]) -> str:
     """What the run says about the memory, in a few plain sentences."""
-    on, off = summary["memory_on"], summary["memory_off"]
-    low, high = (100 * bound for bound in summary["paired_difference_m"]["ci95"])
-    difference = 100 * summary["paired_difference_m"]["mean"]
+    on, off, paired = summary["memory_on"], summary["memory_off"], summary["paired_difference_m"]
+    sentences = [
+        f"With the memory on, the returned cube ended {100 * on['mean_distance_m']:.1f} cm from "
+        f"the place asked for on average; with it off, {100 * off['mean_distance_m']:.1f} cm."
+    ]
+    if paired is None:
+        sentences.append(
+            "In no episode did the moves before the return succeed both times, so this run says "
+            "nothing about the memory: a cube that was never moved is where it should return to."
+        )
+        return " ".join(sentences)
+    low, high = (100 * bound for bound in paired["ci95"])
     if high < 0:
         verdict = "in this run the memory helped"
     elif low > 0:
         verdict = "in this run the memory made it worse"
     else:
         verdict = "this run shows no difference that the memory made"
-    sentences = [
-        f"With the memory on, the returned cube ended {100 * on['mean_distance_m']:.1f} cm from "
-        f"the place asked for on average; with it off, {100 * off['mean_distance_m']:.1f} cm.",
-        f"Over the {on['episodes']} paired episodes the difference is {difference:+.1f} cm "
-        f"(95 % interval {low:+.1f} to {high:+.1f}): {verdict}.",
-    ]
-    unmoved = sum(not moved for arm in (on, off) for moved in arm["moves_succeeded"])
-    if unmoved:
-        sentences.append(
-            f"In {unmoved} of the {2 * on['episodes']} episodes the first move already failed, so "
-            "there the distance says little about the memory."
-        )
-    if on["episodes"] < 30:
+    sentences.append(
+        f"Over the {paired['episodes']} of {on['episodes']} paired episodes whose moves succeeded "
+        f"both times, so that there was something to return, the difference is "
+        f"{100 * paired['mean']:+.1f} cm (95 % interval {low:+.1f} to {high:+.1f}): {verdict}."
+    )
+    if paired["episodes"] < 30:
         sentences.append("So few episodes show how it works; they do not measure it.")
     return " ".join(sentences)
 

@@ -75,7 +75,7 @@ class Figure:
     def row(self) -> dict[str, Any]:
         """The figure as it stands in a result file."""
         row = asdict(self)
-        return {**row, **row.pop("fields")}
+        return row | row.pop("fields")
 
 
 _COMMON = {name for name in Figure.__dataclass_fields__ if name != "fields"}

@@ -38,6 +38,16 @@ def recall_distance_m(episode: Episode) -> float:
     return float(episode.info["instruction_results"][-1]["distance_m"])
 
 
+def waypoint_distance_m(episode: Episode) -> float:
+    """Mean over all instructions of the metres that were left to the place asked for.
+
+    This is the paper's measure. Unlike the recall's distance it cannot be had by leaving the cube
+    where it stands.
+    """
+    results = episode.info["instruction_results"]
+    return float(np.mean([result["distance_m"] for result in results]))
+
+
 def moves_succeeded(episode: Episode) -> bool:
     """Whether every move before the recall succeeded, so that there was something to return."""
     return all(result["success"] for result in episode.info["instruction_results"][:-1])

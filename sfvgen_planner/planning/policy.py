@@ -22,10 +22,13 @@ class PolicyConfig:
         num_executed_steps: steps of a plan that are executed; the whole plan by default.
         max_departure: plan again when the root mean square difference between the present frame
             and the imagined one exceeds this many grey levels (of 255); ``None`` never does.
+        min_executed_steps: steps of a plan that are executed before a departure counts, which
+            bounds the number of plans where the model keeps imagining what does not happen.
     """
 
     num_executed_steps: int | None = None
     max_departure: float | None = 20.0
+    min_executed_steps: int = 4
 
     def __post_init__(self) -> None:
         if self.num_executed_steps is not None and self.num_executed_steps < 1:
@@ -36,6 +39,11 @@ class PolicyConfig:
         if self.max_departure is not None and self.max_departure <= 0:
             raise SfvgenError(
                 f"PolicyConfig: max_departure must be positive, got {self.max_departure}"
+            )
+        if self.min_executed_steps < 1:
+            raise SfvgenError(
+                f"PolicyConfig: min_executed_steps must be at least 1, "
+                f"got {self.min_executed_steps}"
             )
 
 
@@ -103,7 +111,7 @@ class PlanningPolicy:
             return True
         if self.goal is None and goal != record.goal:
             return True
-        if self.config.max_departure is None or taken == 0:
+        if self.config.max_departure is None or taken < self.config.min_executed_steps:
             return False
         return departure(frame, record.plan.frames[taken - 1]) > self.config.max_departure
 

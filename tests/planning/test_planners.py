@@ -167,9 +167,14 @@ def test_policy_executes_part_of_a_plan_when_asked(imagination):
 
 def test_policy_plans_again_when_the_world_departs_from_the_imagined(imagination):
     planner = VideoPlanner(PointMassInverseDynamics())
-    careful = PlanningPolicy(imagination, planner, PolicyConfig(max_departure=15))
+    careful = PlanningPolicy(
+        imagination, planner, PolicyConfig(max_departure=15, min_executed_steps=1)
+    )
+    patient = PlanningPolicy(
+        imagination, planner, PolicyConfig(max_departure=15, min_executed_steps=3)
+    )
     stubborn = PlanningPolicy(imagination, planner, PolicyConfig(max_departure=None))
-    for policy, expected in ((careful, [0, 2]), (stubborn, [0])):
+    for policy, expected in ((careful, [0, 2]), (patient, [0, 3]), (stubborn, [0])):
         observation, _ = imagination.reset(seed=0)
         policy.reset(seed=0)
         for step in range(4):
@@ -212,6 +217,7 @@ def test_policy_with_a_fixed_goal_ignores_the_instruction(imagination):
         (VideoPlanConfig, {"num_inference_steps": 0}),
         (PolicyConfig, {"num_executed_steps": 0}),
         (PolicyConfig, {"max_departure": 0}),
+        (PolicyConfig, {"min_executed_steps": 0}),
     ],
 )
 def test_bad_settings_are_refused(config, bad):

@@ -1,0 +1,100 @@
+"""The commands demo, eval and doctor as a user meets them."""
+
+import shutil
+
+import pytest
+
+from sfvgen_planner.cli.main import main
+from sfvgen_planner.evaluation import doctor
+
+
+def told(capsys):
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", [["demo"], ["eval", "main-job"]])
+def test_an_unwritable_output_is_refused_before_any_work(tmp_path, capsys, command, monkeypatch):
+    monkeypatch.setattr("sfvgen_planner.evaluation.demo.load_world_model", None)
+    monkeypatch.setattr("sfvgen_planner.evaluation.main_job.load_world_model", None)
+    (tmp_path / "file").touch()
+    assert main([*command, "--out", str(tmp_path / "file" / "out.json")]) == 2
+    out, err = told(capsys)
+    assert err.startswith("error: cannot write to the output folder")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_a_missing_model_is_one_sentence(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--model", str(tmp_path / "none")]) == 2
+    assert told(capsys)[1].startswith("error: no model called")
+
+
+def test_a_checkpoint_without_inverse_dynamics_is_one_sentence(tmp_path, tiny_checkpoint, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder, ignore=shutil.ignore_patterns("inverse_dynamics"))
+    assert main(["demo", "--out", str(tmp_path / "out"), "--model", str(folder)]) == 2
+    assert "inverse_dynamics is missing" in told(capsys)[1]
+
+
+def test_unknown_figures_are_refused(tmp_path, capsys):
+    out = tmp_path / "a.json"
+    assert main(["eval", "main-job", "--out", str(out), "--only", "luck"]) == 2
+    assert "no figure 'luck'" in told(capsys)[1]
+    assert not out.exists()
+
+
+def test_eval_prints_what_it_writes(tmp_path, capsys):
+    out = tmp_path / "a.json"
+    only = ["--only", "skill_success_rate_random", "--episodes", "1"]
+    assert main(["eval", "main-job", "--out", str(out), *only]) == 0
+    assert told(capsys)[0].startswith("skill_success_rate_random 0 1 [0, 0]")
+    assert out.exists()
+
+
+def test_a_healthy_installation(tiny_checkpoint, capsys):
+    assert main(["doctor", "--model", str(tiny_checkpoint)]) == 0
+    out, _ = told(capsys)
+    assert "FAIL" not in out
+    for name in ("python", "torch", "mujoco", "device", "rendering", "imagination", "disk"):
+        assert f"ok    {name}: " in out
+
+
+def test_a_missing_model_has_a_remedy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_rendered_frame", lambda: "one frame")
+    assert main(["doctor", "--model", str(tmp_path / "none")]) == 1
+    out, _ = told(capsys)
+    assert "FAIL  imagination: no model called" in out
+    assert "remedy: give a whole checkpoint" in out
+
+
+def test_a_missing_library_has_a_remedy(tiny_checkpoint, capsys, monkeypatch):
+    real_import = doctor.importlib.import_module
+
+    def without_av(name, *args):
+        if name == "av":
+            raise ModuleNotFoundError("No module named 'av'")
+        return real_import(name, *args)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", without_av)
+    assert main(["doctor", "--model", str(tiny_checkpoint)]) == 1
+    out, _ = told(capsys)
+    assert "FAIL  av: No module named 'av'" in out
+    assert "pip install 'sfvgen-planner[report]'" in out
+
+
+def test_broken_rendering_has_a_remedy(tiny_checkpoint, capsys, monkeypatch):
+    def no_gl(*_):
+        raise RuntimeError("an OpenGL platform library\nhas not been loaded")
+
+    monkeypatch.setattr("sfvgen_planner.data.environment.make_env", no_gl)
+    assert main(["doctor", "--model", str(tiny_checkpoint)]) == 1
+    out, _ = told(capsys)
+    assert "FAIL  rendering: an OpenGL platform library has not been loaded" in out
+    assert "libegl1" in out
+
+
+def test_a_full_disk_has_a_remedy(tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "MIN_FREE_GB", 1e9)
+    assert main(["doctor", "--model", str(tiny_checkpoint)]) == 1
+    assert "FAIL  disk" in told(capsys)[0]

@@ -1,0 +1,26 @@
+"""Fixtures that several packages' tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from sfvgen_policies.inverse_dynamics import InverseDynamics
+
+from sfvgen_planner.world_model import tiny_world_model
+
+if not os.environ.get("DISPLAY"):
+    # MuJoCo chooses its GL backend while it is imported, which a test may do first.
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint folder of random weights, inverse dynamics included; do not change it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_world_model().save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inverse = InverseDynamics(block_out_channels=(8, 8, 8, 8), hidden_size=16)
+    inverse.save_pretrained(folder / "inverse_dynamics")
+    return folder
