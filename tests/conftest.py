@@ -1,6 +1,5 @@
 """Fixtures that several packages' tests share."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,6 @@ import torch
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.world_model import tiny_world_model
-
-if not os.environ.get("DISPLAY"):
-    # MuJoCo chooses its GL backend while it is imported, which a test may do first.
-    os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 @pytest.fixture(scope="session")

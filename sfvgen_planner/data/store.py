@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 from zlib import crc32
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
+from sfvgen_planner.data.chunks import CODEC_NAMES, COMPRESSORS, codec_names, read_chunk
 from sfvgen_planner.data.episode import Episode, Window
 from sfvgen_planner.data.index import IndexEntry, IndexWriter, read_index
 from sfvgen_planner.data.spec import StoreSpec
@@ -215,15 +215,17 @@ class EpisodeStore:
             _flush(chunk)
 
     def _read(self, name: str, entry: IndexEntry, start: int, num_rows: int) -> NDArray[Any]:
+        array = self._arrays[name]
         first = entry.row + start
-        # zarr reads a chunk that is not there as zeros.
-        for chunk in self._chunk_files(name, first, num_rows):
-            if not chunk.exists():
-                raise self._damaged(entry, name, f"{chunk} is missing")
         try:
-            return cast(NDArray[Any], self._arrays[name][first : first + num_rows])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise self._damaged(entry, name, str(error).splitlines()[0]) from error
+            chunks = [
+                read_chunk(path, array.chunks, array.dtype)
+                for path in self._chunk_files(name, first, num_rows)
+            ]
+        except (OSError, ValueError) as error:
+            raise self._damaged(entry, name, str(error)) from error
+        begin = first % array.chunks[0]
+        return np.concatenate(chunks)[begin : begin + num_rows]
 
     def _damaged(self, entry: IndexEntry, name: str, reason: str) -> SfvgenError:
         index = self.entries.index(entry)
@@ -276,7 +278,7 @@ def _create_arrays(path: Path, spec: StoreSpec) -> None:
             shape=(ROWS_PER_GROWTH, *row_shape),
             chunks=(rows_per_chunk, *row_shape),
             dtype=np.uint8 if name == "frames" else np.float32,
-            compressors=[BloscCodec(cname="zstd", clevel=5), Crc32cCodec()],
+            compressors=COMPRESSORS,
         )
 
 
@@ -294,6 +296,11 @@ def _open_arrays(path: Path, spec: StoreSpec, writable: bool) -> dict[str, zarr.
             raise SfvgenError(
                 f"the episode store {path} is damaged: {name} has rows of shape "
                 f"{array.shape[1:]}, but its description says {row_shape}"
+            )
+        if codec_names(array) != CODEC_NAMES:
+            raise SfvgenError(
+                f"{path / name} is packed with {codec_names(array)} instead of {CODEC_NAMES}; copy "
+                "the store as files, without packing its arrays anew"
             )
         # An all-zero chunk is written too, so that a missing one is known to be lost.
         arrays[name] = array.with_config({"write_empty_chunks": True})
