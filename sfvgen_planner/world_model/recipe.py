@@ -24,7 +24,6 @@ class Optimisation(_Section):
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     checkpoint_every: int = Field(default=1000, gt=0, description="Steps between checkpoints.")
 
 
@@ -99,6 +98,7 @@ class Recipe(_Section):
 
     name: str
     seed: int = 0
+    mixed_precision: Literal["no", "bf16"] = "bf16"
     data: DataRecipe
     autoencoder: AutoencoderRecipe
     world_model: WorldModelRecipe

@@ -60,6 +60,8 @@ def train(
         fused=accelerator.device.type == "cuda",
     )
     ema = EMAModel(parameters, decay=optimisation.ema_decay, foreach=True)
+    # The shapes repeat, so cuDNN may search for its fastest algorithms.
+    torch.backends.cudnn.benchmark = True
     step = _resume(folder, module, optimiser, ema, optimisation)
     wrapped, optimiser = accelerator.prepare(module, optimiser)
     wrapped.train()

@@ -95,9 +95,11 @@ def train_recipe(recipe: Recipe, data: Path, out: Path) -> Path:
     """
     store = EpisodeStore.open(data)
     torch.manual_seed(recipe.seed)
-    stages = recipe.autoencoder, recipe.world_model, recipe.inverse_dynamics
-    # One Accelerator holds one precision; the stages of a recipe share it.
-    accelerator = Accelerator(mixed_precision=stages[1].optimisation.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        # Without this, several processes on a machine without a GPU each train alone.
+        cpu=not torch.accelerator.is_available(),
+    )
     table = FrameTable.from_store(store, accelerator.device)
     model = build_world_model(recipe, store, table.instructions)
     inverse = InverseDynamics(
