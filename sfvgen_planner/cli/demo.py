@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from sfvgen_planner.errors import SfvgenError
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
@@ -13,7 +15,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "off on the same seeds. Writes summary.json, report.html, videos and a poster.",
     )
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
-    parser.add_argument("--episodes", type=int, metavar="N", help="of each kind (default: 3)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="of each kind (default: 4)")
     parser.add_argument("--level", type=int, metavar="L", help="1 to 4 cubes (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the first episode")
     parser.add_argument(
@@ -24,8 +26,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and say where the report is."""
-    from sfvgen_planner.evaluation.demo import DemoConfig, run_demo
-    from sfvgen_planner.evaluation.report import finding
+    try:
+        from sfvgen_planner.evaluation.demo import DemoConfig, run_demo
+        from sfvgen_planner.evaluation.report import finding
+    except ModuleNotFoundError as error:
+        raise SfvgenError(
+            f"the demo needs {error.name}; pip install 'sfvgen-planner[envs,report]'"
+        ) from error
 
     given = {"num_episodes": args.episodes, "level": args.level, "seed": args.seed}
     config = DemoConfig(

@@ -62,12 +62,12 @@ class DemoConfig:
 
     out: Path
     model: str = "tabletop"
-    num_episodes: int = 3
+    num_episodes: int = 4
     level: int = 1
     seed: int = 100_000
     cem: CEMConfig = field(
         default_factory=lambda: CEMConfig(
-            num_samples=24, num_elites=6, num_iterations=3, num_kept_elites=3
+            num_samples=32, num_elites=6, num_iterations=4, num_kept_elites=3
         )
     )
 
@@ -155,13 +155,16 @@ def _plan_episodes(
 def _goal_image_plan(
     imagination: ImaginationWrapper, example: PlannedEpisode, config: DemoConfig
 ) -> dict[str, Any]:
-    """Plan actions to a picture that the camera took one chunk into an episode, and take them."""
-    horizon = imagination.world_model.config.num_future_frames
+    """Plan the way to a picture that the camera took one chunk into an episode, and take it.
+
+    One action is held for the whole chunk: four numbers, which few candidates suffice to search.
+    """
     real = example.episode
-    horizon = min(horizon, len(real))
+    horizon = min(imagination.world_model.config.num_future_frames, len(real))
     goal, goal_gripper = real.frames[horizon], _gripper(real.proprio, horizon)
     planner = MPCPlanner(
-        CEM(config.cem), config=MPCConfig(horizon=horizon, action_block=1, num_inference_steps=1)
+        CEM(config.cem),
+        config=MPCConfig(horizon=horizon, action_block=horizon, num_inference_steps=1),
     )
     imagination.reset(seed=real.seed)
     started = time.perf_counter()
@@ -177,6 +180,7 @@ def _goal_image_plan(
     reached = np.asarray(observation["proprio"])[:3]
     return {
         "seed": real.seed,
+        "horizon": horizon,
         "seconds": seconds,
         "num_evaluations": plan.diagnostics["num_evaluations"],
         "cost": plan.cost,
