@@ -36,6 +36,6 @@ def read_chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDAr
     """
     data = path.read_bytes()
     packed, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if google_crc32c.value(packed) != int.from_bytes(checksum, "little"):
-        raise ValueError(f"the checksum of {path} differs")
+    if not packed or google_crc32c.value(packed) != int.from_bytes(checksum, "little"):
+        raise ValueError(f"{path} is torn or was changed")
     return np.frombuffer(blosc.decompress(packed), dtype).reshape(shape)

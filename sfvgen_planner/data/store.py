@@ -217,6 +217,8 @@ class EpisodeStore:
     def _read(self, name: str, entry: IndexEntry, start: int, num_rows: int) -> NDArray[Any]:
         array = self._arrays[name]
         first = entry.row + start
+        if num_rows == 0:
+            return np.zeros((0, *array.shape[1:]), array.dtype)
         try:
             chunks = [
                 read_chunk(path, array.chunks, array.dtype)
