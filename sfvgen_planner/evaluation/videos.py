@@ -93,11 +93,14 @@ def write_film_strip(
         for column, moment in enumerate(moments):
             picture = Image.fromarray(_enlarged(frames[moment : moment + 1], size)[0])
             page.paste(picture, (left + column * (size + _GAP), y))
+    font = ImageFont.load_default(15)
     previous = None
     for column, moment in enumerate(moments):
         if captions[moment] != previous:
-            x = left + column * (size + _GAP)
-            draw.text((x, 6), captions[moment], fill=_INK, font=ImageFont.load_default(15))
+            text_width = int(font.getlength(captions[moment]))
+            x = max(0, min(left + column * (size + _GAP), width - text_width - 4))
+            draw.rectangle((x - 8, 0, width, top - 1), fill=_PAPER)
+            draw.text((x, 6), captions[moment], fill=_INK, font=font)
         previous = captions[moment]
     with replacing(path) as temporary:
         page.save(temporary, optimize=True)

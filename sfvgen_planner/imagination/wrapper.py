@@ -42,9 +42,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         SfvgenError: where the env's actions, camera or time step do not fit the world model.
 
     Example:
-        >>> import gymnasium as gym
+        >>> from sfvgen_planner.data.environment import make_env
         >>> from sfvgen_planner.world_model import load_world_model
-        >>> env = ImaginationWrapper(gym.make("sfvgen/TabletopReturn-v0"), load_world_model())
+        >>> env = ImaginationWrapper(make_env("sfvgen/TabletopReturn-v0"), load_world_model())
         >>> observation, info = env.reset(seed=0)
         >>> env.imagine(instruction=info["instruction"]).frames.shape
         (1, 8, 64, 64, 3)
