@@ -1,6 +1,7 @@
 """Episode stores to and from Minari datasets, bit for bit."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ from sfvgen_planner.data.episode import Episode, EpisodeSource, FrameArray
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, require_free_folder
 from sfvgen_planner.errors import SfvgenError
+
+logger = logging.getLogger(__name__)
 
 # Minari holds what is written at once in memory.
 EPISODES_PER_WRITE = 32
@@ -175,14 +178,22 @@ def _create(minari: ModuleType, store: EpisodeStore, dataset_id: str) -> Any:
 
 
 def _recreated_env(store: EpisodeStore) -> Any:
-    """Make the environment for Minari to describe, where it is installed and only one."""
+    """Make the environment for Minari to describe, where there is one that can be described."""
     env_kwargs = [entry.source.env_kwargs for entry in store.entries]
     if any(kwargs != env_kwargs[0] for kwargs in env_kwargs):
         return None
     try:
-        return make_env(store.spec.env_id, env_kwargs[0], store.spec.frame_skip)
+        env = make_env(store.spec.env_id, env_kwargs[0], store.spec.frame_skip)
     except SfvgenError:
         return None
+    try:
+        if env.spec is not None:
+            env.spec.to_json()
+            return env
+    except ValueError as error:
+        logger.warning("Minari will not know the environment: %s", error)
+    env.close()
+    return None
 
 
 def _buffer(episode: Episode) -> Any:

@@ -135,5 +135,9 @@ class ScriptedPolicy:
 
 for _class in (CountingEnv, DiscreteEnv, UnboundedEnv, BlindEnv):
     gym.register(
-        id=f"{_class.__name__.removesuffix('Env')}-v0", entry_point=_class, disable_env_checker=True
+        id=f"{_class.__name__.removesuffix('Env')}-v0",
+        entry_point=f"{__name__}:{_class.__name__}",
+        disable_env_checker=True,
     )
+# Gymnasium cannot write down an environment that is registered as a class.
+gym.register(id="CountingClass-v0", entry_point=CountingEnv, disable_env_checker=True)

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import signal
@@ -37,7 +38,7 @@ def assert_true_to_env(episode: Episode, seed: int, size: int = 8, skip: int = 1
     assert episode.proprio is not None
     np.testing.assert_array_equal(episode.proprio, [[seed, step] for step in counts])
     assert episode.instructions == ["begin" if step < 3 else "go on" for step in counts[:-1]]
-    held = [sum(range(a + 1, b + 1)) for a, b in zip(counts, counts[1:], strict=False)]
+    held = [sum(range(a + 1, b + 1)) for a, b in itertools.pairwise(counts)]
     np.testing.assert_array_equal(episode.rewards, held)
     assert episode.terminated
     assert not episode.truncated

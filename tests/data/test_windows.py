@@ -68,7 +68,7 @@ def test_every_window_is_drawn_equally_often(store: EpisodeStore) -> None:
 
 
 def test_too_long_windows(store: EpisodeStore) -> None:
-    with pytest.raises(SfvgenError, match="windows of 40 frames .* the longest episode has 20"):
+    with pytest.raises(SfvgenError, match=r"windows of 40 frames .* the longest episode has 20"):
         WindowSampler(store, 20, 20)
     with pytest.raises(SfvgenError, match="at least 1 past"):
         WindowSampler(store, 0, 8)

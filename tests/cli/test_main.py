@@ -1,0 +1,145 @@
+import argparse
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from sfvgen_planner import __version__
+from sfvgen_planner.cli import main as cli
+from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.errors import SfvgenError
+from tests.data.counting_env import COUNTING, SCRIPTED
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sfvgen-planner {__version__}\n"
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = cli.build_parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    assert len(commands.choices) == len(cli.COMMANDS)
+    for name in commands.choices:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([name, "--help"])
+        assert caught.value.code == 0
+        assert f"usage: sfvgen {name}" in capsys.readouterr().out
+
+
+def test_every_module_of_the_package_is_a_command() -> None:
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    assert modules - {"__init__", "main"} == set(cli.COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from sfvgen_planner.cli.main import build_parser; build_parser();"
+        "print(sorted({'torch', 'numpy', 'gymnasium', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A command `fail` that raises what the test sets."""
+    holder = types.SimpleNamespace(error=None, resumes=False)
+
+    def run(args: object) -> int:
+        raise holder.error
+
+    def add_parser(subparsers: object) -> None:
+        parser = subparsers.add_parser("fail")  # type: ignore[attr-defined]
+        parser.set_defaults(run=run, resumes=holder.resumes)
+
+    module = types.ModuleType("sfvgen_planner.cli.fail")
+    module.add_parser = add_parser  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(cli, "COMMANDS", ("fail",))
+    return holder
+
+
+def test_bad_input_is_one_line_and_code_2(
+    failing: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.error = SfvgenError("the door is locked; open it")
+    assert cli.main(["fail"]) == 2
+    assert capsys.readouterr().err == "error: the door is locked; open it\n"
+
+
+def test_interruption_tells_how_to_go_on(
+    failing: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.error = KeyboardInterrupt()
+    assert cli.main(["fail"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    failing.resumes = True
+    assert cli.main(["fail"]) == 130
+    assert "the same command goes on from here: sfvgen fail" in capsys.readouterr().err
+
+
+def test_bugs_keep_their_traceback(failing: types.SimpleNamespace) -> None:
+    failing.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fail"])
+
+
+def test_collect_and_convert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    out = tmp_path / "store"
+    arguments = ["collect", "--env", COUNTING, "--policy", SCRIPTED, "--out", str(out)]
+    assert cli.main([*arguments, "--episodes", "2", "--seed", "7", "--image-size", "4"]) == 0
+    assert f"{out}: 2 episodes, " in capsys.readouterr().out
+    store = EpisodeStore.open(out)
+    assert [episode.seed for episode in store] == [7, 8]
+    assert store.spec.image_size == (4, 4)
+
+    assert cli.main(["convert", str(out), "minari:counting-v0"]) == 0
+    assert cli.main(["convert", "minari:counting-v0", str(tmp_path / "back")]) == 0
+    assert EpisodeStore.open(tmp_path / "back").entries == store.entries
+
+
+def test_collect_from_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {{sources: [{{env_id: '{COUNTING}', policy: random, episodes: 3}}]}}\n"
+    )
+    out = str(tmp_path / "store")
+    assert cli.main(["collect", "--recipe", str(recipe), "--out", out]) == 0
+    assert len(EpisodeStore.open(out)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collect", "--env", "Nothing-v0", "--out", "{tmp}/s"], "'Nothing-v0'"),
+        (["collect", "--env", COUNTING, "--out", "{tmp}/s", "--env-kwargs", "{"], "must be JSON"),
+        (["collect", "--env", COUNTING, "--out", "{tmp}/s", "--env-kwargs", "[1]"], "JSON object"),
+        (["collect", "--env", COUNTING, "--out", "/proc/self/no/s"], "cannot make the folder"),
+        (["collect", "--recipe", "{tmp}/no.yaml", "--out", "{tmp}/s"], "cannot read the recipe"),
+        (["convert", "{tmp}/a", "{tmp}/b"], "the other minari:DATASET-ID"),
+        (["convert", "{tmp}/a", "minari:a-v0"], "it does not exist"),
+        (["convert", "minari:a", "{tmp}/b"], "with a version at the end"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    assert cli.main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not [path for path in tmp_path.iterdir() if path.name != "minari"]
