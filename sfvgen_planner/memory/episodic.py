@@ -20,9 +20,7 @@ from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, targ
 
 # Attention and convolutions over time, diffusers' names; the regex skips the convolutions'
 # norms, activations and dropouts.
-TEMPORAL_ATTENTION = (
-    r".*(temp_attentions|transformer_in)\..*attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-)
+TEMPORAL_ATTENTION = r".*(temp_attentions|transformer_in)\..*attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 TEMPORAL_CONVOLUTION = r".*temp_convs\.\d+\.(conv1\.2|conv[234]\.3)"
 TEMPORAL_LAYERS = f"({TEMPORAL_ATTENTION}|{TEMPORAL_CONVOLUTION})"
 
@@ -125,9 +123,7 @@ class EpisodicMemory:
                     parameter.copy_(bound * values)
         self._num_writes = 0
 
-    def write(
-        self, previous_chunk: np.ndarray | Tensor, chunk: np.ndarray | Tensor
-    ) -> MemoryWrite:
+    def write(self, previous_chunk: np.ndarray | Tensor, chunk: np.ndarray | Tensor) -> MemoryWrite:
         """Fast-learn one chunk (Eq. 3).
 
         Args:
@@ -238,8 +234,7 @@ class EpisodicMemory:
     def _latents(self, chunk: np.ndarray | Tensor) -> Tensor:
         if isinstance(chunk, Tensor) and chunk.is_floating_point():
             return chunk[None].to(self.world_model.device, self.world_model.unet.dtype)
-        pixels = torch.as_tensor(chunk)
-        return self.world_model.encode(pixels[None]).to(self.world_model.unet.dtype)
+        return self.world_model.encode(chunk[None]).to(self.world_model.unet.dtype)
 
     def _draw(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Timesteps and noise of one loss evaluation."""

@@ -60,9 +60,7 @@ def frame_batches(
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         device = table.frames.device
-        rows = torch.randint(
-            len(table.frames), (batch_size,), generator=generator, device=device
-        )
+        rows = torch.randint(len(table.frames), (batch_size,), generator=generator, device=device)
         noise = torch.randn(batch_size, *latent_size, generator=generator, device=device)
         return table.frames[rows], noise
 

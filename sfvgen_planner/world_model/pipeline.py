@@ -150,7 +150,7 @@ class VideoWorldModel(DiffusionPipeline):
         Raises:
             SfvgenError: The frames are not uint8 or not of the model's size.
         """
-        pixels = torch.as_tensor(frames)
+        pixels = frames if isinstance(frames, Tensor) else _tensor(frames)
         side = self.config.image_size
         if pixels.dtype != torch.uint8 or pixels.dim() != 5 or pixels.shape[2:] != (side, side, 3):
             raise SfvgenError(
@@ -181,7 +181,8 @@ class VideoWorldModel(DiffusionPipeline):
         Raises:
             SfvgenError: An action has the wrong size, is not finite or leaves the bounds.
         """
-        values = torch.as_tensor(np.asarray(actions), dtype=torch.float32, device=self.device)
+        values = actions if isinstance(actions, Tensor) else _tensor(actions)
+        values = values.to(self.device, torch.float32)
         if values.shape[-1:] != (self.action_size,):
             raise SfvgenError(
                 f"the model takes actions of {self.action_size} numbers, "
@@ -383,3 +384,8 @@ class VideoWorldModel(DiffusionPipeline):
             )[:, :, num_past:]
             latents = self.scheduler.step(prediction, timestep, latents).prev_sample
         return latents
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor of any array; views with negative strides are copied, which torch can't hold."""
+    return torch.from_numpy(np.ascontiguousarray(array))

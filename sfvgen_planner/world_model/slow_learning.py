@@ -155,8 +155,7 @@ def slow_batches(
             actions_given=actions_given.float(),
             context_given=(mix != 4).float(),
             noise=noise,
-            context_noise=scale
-            * torch.randn(latents.shape, generator=generator, device=device),
+            context_noise=scale * torch.randn(latents.shape, generator=generator, device=device),
             timesteps=draw_timesteps(model.scheduler, uniform(batch_size)),
         )
 

@@ -32,11 +32,12 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int, max_length: int) -> 
         show_progress=False,
     )
     tokenizer.train_from_iterator(sorted(set(corpus)), trainer)
-    vocab = tokenizer.get_vocab()
-    # A word that ends in a letter no corpus word ends in needs that letter's end-of-word form.
-    for character in alphabet:
-        vocab.setdefault(character + "</w>", len(vocab))
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    # Numbered here, because the trainer numbers some tokens differently from run to run, and
+    # because a new word can end in a letter that no word of the corpus ends in.
+    endings = [character + "</w>" for character in alphabet]
+    tokens = [_START, _END, *alphabet, *endings, *("".join(merge) for merge in merges)]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
 
 

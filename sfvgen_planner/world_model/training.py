@@ -36,26 +36,31 @@ INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
 FINAL_FOLDER = "model"
 
 
-def build_world_model(recipe: Recipe, store: EpisodeStore, instructions: list[str]) -> VideoWorldModel:
-    """An untrained model of the recipe's sizes for the store's images and actions.
+def check_sizes(recipe: Recipe, store: EpisodeStore) -> None:
+    """Refuse a store that the recipe's model can't learn from, before anything is read.
 
     Raises:
         SfvgenError: The images are not square, or not a multiple of the autoencoder's factor.
     """
-    spec = store.spec
     factor = 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
-    height, width = spec.image_size
+    height, width = store.spec.image_size
     if height != width or height % factor:
         raise SfvgenError(
             f"the store {store.path} has images of {height}x{width}, but this recipe needs square "
             f"images with a side that {factor} divides; collect again with --image-size"
         )
-    if not spec.action_size:
-        raise SfvgenError(f"the store {store.path} holds no actions; collect from a Box space")
+
+
+def build_world_model(
+    recipe: Recipe, store: EpisodeStore, instructions: list[str]
+) -> VideoWorldModel:
+    """An untrained model of the recipe's sizes for the store's images and actions."""
+    spec = store.spec
+    side = spec.image_size[0]
     text = recipe.world_model.text
     tokenizer = build_tokenizer(instructions, text.vocab_size, text.max_length)
     return VideoWorldModel(
-        vae=build_autoencoder(recipe.autoencoder, height),
+        vae=build_autoencoder(recipe.autoencoder, side),
         text_encoder=build_text_encoder(
             tokenizer, text.hidden_size, text.num_layers, text.num_heads
         ),
@@ -63,14 +68,14 @@ def build_world_model(recipe: Recipe, store: EpisodeStore, instructions: list[st
         unet=build_unet(
             recipe.world_model.unet,
             recipe.autoencoder.latent_channels,
-            height // factor,
+            side // 2 ** (len(recipe.autoencoder.block_out_channels) - 1),
             spec.action_size,
             text.hidden_size,
         ),
         scheduler=build_scheduler(),
         num_past_frames=recipe.world_model.num_past_frames,
         num_future_frames=recipe.world_model.num_future_frames,
-        image_size=height,
+        image_size=side,
         action_low=list(spec.action_low),
         action_high=list(spec.action_high),
         frame_skip=spec.frame_skip,
@@ -90,11 +95,20 @@ def train_recipe(recipe: Recipe, data: Path, out: Path) -> Path:
         The finished checkpoint folder.
 
     Raises:
-        SfvgenError: The store is empty or does not fit the recipe, or `out` holds another run.
+        SfvgenError: The store is empty or does not fit the recipe, or `out` can't be written or
+            holds another run.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)
+    check_sizes(recipe, store)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SfvgenError(
+            f"can't write to {out} ({error.strerror}); give another --out folder"
+        ) from error
     torch.manual_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         # Without this, several processes on a machine without a GPU each train alone.

@@ -1,0 +1,118 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model import VideoWorldModel, load_world_model, tiny_world_model
+
+PAST = np.zeros((1, 4, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    tiny_world_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def video(model):
+    return model(PAST, "return the red cube", generator=torch.Generator().manual_seed(0)).latents
+
+
+def test_round_trip_gives_the_same_video(saved, model):
+    loaded = VideoWorldModel.from_pretrained(saved)
+    assert torch.equal(video(loaded), video(model))
+    assert loaded.config.num_future_frames == model.config.num_future_frames
+    assert loaded.config.action_high == [1.0] * 4
+    assert torch.equal(video(load_world_model(saved)), video(model))
+
+
+def test_only_json_and_safetensors_are_written(saved):
+    kinds = {path.suffix for path in saved.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".txt"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/config.json",
+        "vae/config.json",
+        "tokenizer/tokenizer.json",
+    ],
+)
+def test_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(SfvgenError, match=name):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_truncated_weights_are_named(copy):
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SfvgenError, match=r"safetensors is cut short"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_foreign_weights_are_named(copy):
+    other = tiny_world_model(seed=1)
+    other.unet.save_pretrained(copy / "other")
+    shutil.move(
+        copy / "other/diffusion_pytorch_model.safetensors",
+        copy / "unet/diffusion_pytorch_model.safetensors",
+    )
+    shutil.rmtree(copy / "other")
+    with pytest.raises(SfvgenError, match=r"unet.*is not the file"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_foreign_weights_without_a_manifest_do_not_load(copy):
+    (copy / "manifest.json").unlink()
+    tiny_world_model(action_size=7).unet.save_pretrained(copy / "other")
+    shutil.move(
+        copy / "other/diffusion_pytorch_model.safetensors",
+        copy / "unet/diffusion_pytorch_model.safetensors",
+    )
+    with pytest.raises(SfvgenError, match="can't be loaded"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_checkpoint_of_another_pipeline_is_refused(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    del index["unet"]
+    index["_class_name"] = "FluxPipeline"
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(SfvgenError, match="FluxPipeline"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_unreadable_json_is_named(copy):
+    (copy / "model_index.json").write_text("{")
+    with pytest.raises(SfvgenError, match=r"model_index.json is not valid JSON"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_missing_shard_is_named(tmp_path):
+    tiny_world_model().save_pretrained(tmp_path / "model", max_shard_size="200KB")
+    shards = sorted((tmp_path / "model/unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    with pytest.raises(SfvgenError, match=shards[-1].name):
+        VideoWorldModel.from_pretrained(tmp_path / "model")
+
+
+def test_no_folder_and_no_shipped_model(tmp_path):
+    with pytest.raises(SfvgenError, match="no checkpoint folder"):
+        VideoWorldModel.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(SfvgenError, match="no model called"):
+        load_world_model("no-such-model")

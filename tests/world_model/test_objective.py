@@ -1,0 +1,37 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
+
+
+def test_flow_matching_path_is_straight_and_its_target_is_the_velocity():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    clean, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    early = add_noise(scheduler, clean, noise, torch.tensor([250.0, 500.0]))
+    late = add_noise(scheduler, clean, noise, torch.tensor([350.0, 600.0]))
+    velocity = target(scheduler, clean, noise, torch.tensor([250.0, 500.0]))
+    assert torch.allclose(late - early, 0.1 * velocity, atol=1e-5)
+    assert torch.allclose(add_noise(scheduler, clean, noise, torch.zeros(2)), clean)
+    assert torch.allclose(add_noise(scheduler, clean, noise, torch.full((2,), 1000.0)), noise)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_one_exact_prediction_lets_ddim_recover_the_clean_sample(prediction_type):
+    scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False)
+    scheduler.set_timesteps(10)
+    clean, noise = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    timesteps = torch.tensor([400])
+    noised = add_noise(scheduler, clean, noise, timesteps)
+    output = scheduler.step(target(scheduler, clean, noise, timesteps), 400, noised)
+    assert torch.allclose(output.pred_original_sample, clean, atol=1e-4)
+
+
+def test_timesteps_cover_the_schedule():
+    uniform = torch.linspace(0, 0.999, 1000)
+    flow = draw_timesteps(FlowMatchEulerDiscreteScheduler(), uniform)
+    assert flow.min() == 0
+    assert 998 < flow.max() < 1000
+    ddpm = draw_timesteps(DDIMScheduler(), uniform)
+    assert ddpm.dtype == torch.int64
+    assert ddpm.max() == 999

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def past():
+    return np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
+
+
+def test_imagines_any_number_of_frames(model, past):
+    output = model(past, "return the red cube", num_frames=11, generator=seeded())
+    assert output.frames.shape == (2, 11, 64, 64, 3)
+    assert output.frames.dtype == np.uint8
+    assert output.latents.shape == (2, 4, 11, 4, 4)
+
+
+def test_is_a_diffusers_pipeline_of_the_modelscope_layout(model):
+    assert isinstance(model, DiffusionPipeline)
+    assert set(model.components) >= {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
+
+
+def test_same_seed_same_video_and_latents_decode_to_it(model, past):
+    first = model(past, num_frames=3, generator=seeded())
+    second = model(past, num_frames=3, generator=seeded(), output_type="latent")
+    assert second.frames is None
+    assert torch.equal(first.latents, second.latents)
+    assert np.array_equal(first.frames, model.decode(second.latents))
+
+
+def test_latent_past_equals_pixel_past(model, past):
+    pixels = model(past, num_frames=3, generator=seeded())
+    latents = model(model.encode(past), num_frames=3, generator=seeded())
+    assert torch.equal(pixels.latents, latents.latents)
+
+
+def test_every_condition_changes_the_video(model, past):
+    plain = model(past, num_frames=4, generator=seeded()).latents
+    actions = np.full((2, 4, 4), 0.5, np.float32)
+    others = [
+        model(past, "return the red cube", num_frames=4, generator=seeded()).latents,
+        model(past, actions=actions, generator=seeded()).latents,
+        model(past, actions=-actions, generator=seeded()).latents,
+        model(past[:, ::-1], num_frames=4, generator=seeded()).latents,
+    ]
+    videos = [plain, *others]
+    for i, one in enumerate(videos):
+        for other in videos[i + 1 :]:
+            assert (one - other).abs().max() > 1e-4
+
+
+def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(model, past):
+    actions = np.random.default_rng(1).uniform(-1, 1, (2, 4, 4))
+    texts = ["return the red cube", None]
+    batch = model(past, texts, actions, generator=seeded(), common_noise=True).latents
+    for i in range(2):
+        alone = model(past[i : i + 1], texts[i], actions[i : i + 1], generator=seeded()).latents
+        assert torch.allclose(batch[i], alone[0], atol=1e-4)
+
+
+def test_common_noise_makes_equal_candidates_equal(model, past):
+    same = np.repeat(past[:1], 2, axis=0)
+    video = model(same, num_frames=3, generator=seeded(), common_noise=True).latents
+    assert torch.allclose(video[0], video[1], atol=1e-5)
+    video = model(same, num_frames=3, generator=seeded()).latents
+    assert (video[0] - video[1]).abs().max() > 0.1
+
+
+def test_chunks_continue_from_the_model_s_own_output(model, past):
+    long = model(past, num_frames=12, generator=seeded(), output_type="latent").latents
+    generator = seeded()
+    first = model(past, generator=generator, output_type="latent").latents
+    second = model(first, num_frames=4, generator=generator, output_type="latent").latents
+    assert torch.allclose(long, torch.cat([first, second], dim=2), atol=1e-5)
+
+
+def test_short_past_counts_as_one_frame(model, past):
+    three = model(past[:, 1:], num_frames=3, generator=seeded()).latents
+    one = model(past[:, -1:], num_frames=3, generator=seeded()).latents
+    assert torch.equal(three, one)
+
+
+def test_euler_steps_integrate_a_constant_velocity_exactly(model, past, monkeypatch):
+    """With velocity `noise - x0` for a fixed x0, any number of steps must land on x0."""
+    x0 = torch.full((2, 4, 5, 4, 4), 0.7)
+    for steps in (1, 3):
+        noise = torch.randn(2, 4, 5, 4, 4, generator=seeded())
+
+        def velocity(window, timesteps, num_past, text_states, actions=None, noise=noise):
+            return torch.cat([window[:, :, :num_past], noise - x0], dim=2)
+
+        monkeypatch.setattr(model, "denoise", velocity)
+        output = model(past, num_frames=5, num_inference_steps=steps, generator=seeded())
+        assert torch.allclose(output.latents, x0, atol=1e-4)
+
+
+def test_works_with_a_ddpm_family_scheduler(past):
+    model = tiny_world_model()
+    model.register_modules(scheduler=DDIMScheduler(num_train_timesteps=1000))
+    assert model(past, num_frames=2, generator=seeded()).frames.shape == (2, 2, 64, 64, 3)
+
+
+def test_encode_and_decode_are_each_other_s_scaling(model, past):
+    latents = model.encode(past)
+    model.vae.register_to_config(shift_factor=0.5, scaling_factor=2.0)
+    try:
+        rescaled = model.encode(past)
+        assert torch.allclose(rescaled, (latents / 0.18215 - 0.5) * 2, atol=1e-4)
+        decoded = model.decode(rescaled)
+    finally:
+        model.vae.register_to_config(shift_factor=None, scaling_factor=0.18215)
+    assert np.abs(decoded.astype(int) - model.decode(latents)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"past": np.zeros((1, 4, 32, 32, 3), np.uint8)}, "64, 64, 3"),
+        ({"past": np.zeros((1, 4, 64, 64, 3), np.float32)}, "uint8|latents"),
+        ({"past": torch.zeros(1, 9, 4, 4, 4)}, "4 channels"),
+        ({"actions": np.zeros((1, 4, 3))}, "4 numbers"),
+        ({"actions": np.full((1, 4, 4), np.nan)}, "finite"),
+        ({"actions": np.full((1, 4, 4), 1.5)}, "between"),
+        ({"actions": np.zeros((3, 4, 4))}, r"\(1, num_frames, 4\)"),
+        ({"actions": np.zeros((1, 4, 4)), "num_frames": 5}, "5 actions"),
+        ({"num_frames": 0}, "at least 1"),
+        ({"num_inference_steps": 0}, "at least 1"),
+        ({"output_type": "pil"}, "output_type"),
+        ({"instruction": ["a", "b"]}, "1 instructions"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(model, change, words):
+    arguments = {"past": np.zeros((1, 4, 64, 64, 3), np.uint8), **change}
+    with pytest.raises(SfvgenError, match=words) as caught:
+        model(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_actions_are_scaled_by_the_environment_s_bounds():
+    model = tiny_world_model(action_size=2)
+    model.register_to_config(action_low=[0.0, -2.0], action_high=[10.0, 2.0])
+    assert torch.allclose(
+        model.normalise_actions(np.array([[5.0, 1.0], [0.0, -2.0]])),
+        torch.tensor([[0.0, 0.5], [-1.0, -1.0]]),
+    )
+    assert isinstance(model, VideoWorldModel)

@@ -1,0 +1,238 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.recipe import Optimisation
+from sfvgen_planner.world_model.trainer import learning_rate_factor, train
+
+
+class Regression(nn.Module):
+    """Least squares with a known answer."""
+
+    def __init__(self, size=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(size, 1)
+
+    def forward(self, inputs, wanted):
+        return (self.layer(inputs) - wanted).square().mean()
+
+
+WEIGHTS = torch.tensor([[1.0, -2.0, 0.5]])
+
+
+def draw(generator):
+    inputs = torch.randn(16, 3, generator=generator)
+    return inputs, inputs @ WEIGHTS.T + 3.0
+
+
+def optimisation(**changes):
+    values = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "warmup_steps": 5}
+    return Optimisation(**{**values, "weight_decay": 0.0, "checkpoint_every": 10, **changes})
+
+
+def run(folder, settings=None, module=None, draw_batch=draw):
+    module = module or Regression()
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    train(module, draw_batch, settings or optimisation(), folder, accelerator, 0, "test")
+    return module
+
+
+def test_finds_the_known_weights(tmp_path):
+    module = run(tmp_path, optimisation(steps=600, ema_decay=0.9, checkpoint_every=600))
+    assert torch.allclose(module.layer.weight, WEIGHTS, atol=0.02)
+    assert module.layer.bias.item() == pytest.approx(3.0, abs=0.02)
+
+
+def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
+    whole = run(tmp_path / "whole")
+
+    calls = 0
+
+    def interrupted(generator):
+        nonlocal calls
+        calls += 1
+        if calls == 26:
+            signal.raise_signal(signal.SIGINT)
+        return draw(generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", draw_batch=interrupted)
+    assert (tmp_path / "parts/checkpoint-00000026").is_dir()
+    resumed = run(tmp_path / "parts")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
+
+
+def test_half_written_checkpoint_is_ignored(tmp_path):
+    settings = optimisation(steps=20)
+    whole = run(tmp_path / "whole", settings)
+    run(tmp_path / "parts", optimisation(steps=20, checkpoint_every=10))
+    (tmp_path / "parts/checkpoint-00000020").rename(tmp_path / "parts/checkpoint.tmp")
+    (tmp_path / "parts/checkpoint.tmp/ema.safetensors").write_bytes(b"cut")
+    resumed = run(tmp_path / "parts", settings)
+    assert torch.equal(whole.layer.weight, resumed.layer.weight)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(tmp_path)
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert kept == ["checkpoint-00000030", "checkpoint-00000040"]
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(SfvgenError, match="does not fit"):
+        run(tmp_path, module=Regression(size=5))
+
+
+def test_loss_that_explodes_is_told(tmp_path):
+    with pytest.raises(SfvgenError, match="not finite"):
+        run(tmp_path, draw_batch=lambda g: (torch.full((1, 3), float("nan")), torch.ones(1, 1)))
+
+
+def test_learning_rate_warms_up_and_decays_to_a_tenth():
+    settings = optimisation(steps=105, warmup_steps=5)
+    factors = [learning_rate_factor(step, settings) for step in range(106)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[55] == pytest.approx(0.55)
+    assert factors[105] == pytest.approx(0.1)
+
+
+RECIPE = """
+name: tiny
+mixed_precision: "no"
+data:
+  sources:
+    - {env_id: sfvgen/TabletopReturn-v0, policy: expert, episodes: 3,
+       env_kwargs: {level: 1, recall: none}}
+autoencoder:
+  block_out_channels: [8, 8, 8, 8, 8]
+  latent_channels: 4
+  norm_num_groups: 4
+  optimisation: {steps: 4, batch_size: 4, learning_rate: 1.0e-3}
+world_model:
+  unet: {block_out_channels: [32, 32], attention_head_dim: 8}
+  text: {hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimisation: {steps: STEPS, batch_size: 2, learning_rate: 1.0e-3, checkpoint_every: 5}
+inverse_dynamics:
+  block_out_channels: [8, 8, 8, 8]
+  hidden_size: 16
+  optimisation: {steps: 4, batch_size: 4, learning_rate: 1.0e-3}
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    from sfvgen_planner.cli.main import main
+
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "recipe.yaml").write_text(RECIPE.replace("STEPS", "6"))
+    assert main(["collect", "--recipe", f"{folder}/recipe.yaml", "--out", f"{folder}/data"]) == 0
+    return folder
+
+
+def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
+    from sfvgen_policies.inverse_dynamics import InverseDynamics
+
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import load_world_model
+
+    arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    assert main(["train", *arguments, "--out", f"{store}/run"]) == 0
+    model = load_world_model(f"{store}/run/model")
+    assert model.config.env_id == "sfvgen/TabletopReturn-v0"
+    assert model.config.action_low == [-1.0] * 4
+    InverseDynamics.from_pretrained(f"{store}/run/model/inverse_dynamics")
+    losses = [json.loads(line) for line in (store / "run/world_model/metrics.jsonl").open()]
+    assert losses[-1]["step"] == 6
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "100000"))
+    command = [sys.executable, "-m", "sfvgen_planner", "train", "--recipe"]
+    command += [f"{tmp_path}/recipe.yaml", "--data", f"{store}/data", "--out", f"{tmp_path}/run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("world_model/checkpoint-*")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from here: sfvgen train" in errors
+    reached = max(
+        json.loads(path.read_text())["step"]
+        for path in (tmp_path / "run").glob("world_model/checkpoint-*/state.json")
+    )
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", str(reached + 3)))
+    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "run/model/model_index.json").is_file()
+    # Nothing was trained twice: the loop began where the interrupted one had stopped.
+    assert f"| {reached}/{reached + 3}" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("steps: 6", "steps: 0"), "world_model.optimisation.steps"),
+        (("name: tiny", "nam: tiny"), "nam"),
+        (("data:", "data"), "not valid YAML|wrong at"),
+    ],
+)
+def test_wrong_recipe_is_one_sentence(store, tmp_path, capsys, change, words):
+    from sfvgen_planner.cli.main import main
+
+    text = RECIPE.replace("STEPS", "6").replace(*change)
+    (tmp_path / "recipe.yaml").write_text(text)
+    arguments = ["--data", f"{store}/data", "--out", f"{tmp_path}/run"]
+    assert main(["train", "--recipe", f"{tmp_path}/recipe.yaml", *arguments]) == 2
+    import re
+
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_recipe_and_store_are_named(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    recipe, data, out = f"{store}/recipe.yaml", f"{store}/data", f"{tmp_path}/run"
+    assert main(["train", "--recipe", "no.yaml", "--data", data, "--out", out]) == 2
+    assert "no.yaml" in capsys.readouterr().err
+    assert main(["train", "--recipe", recipe, "--data", f"{tmp_path}/no", "--out", out]) == 2
+    assert f"{tmp_path}/no" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_do_not_fit_the_autoencoder_are_told(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    arguments = ["--env", "sfvgen/TabletopReturn-v0", "--episodes", "1", "--image-size", "40"]
+    arguments += ["--env-kwargs", '{"level": 1, "recall": "none"}']
+    assert main(["collect", *arguments, "--out", f"{tmp_path}/data"]) == 0
+    recipe, out = f"{store}/recipe.yaml", f"{tmp_path}/run"
+    assert main(["train", "--recipe", recipe, "--data", f"{tmp_path}/data", "--out", out]) == 2
+    assert "40x40" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_output_is_told_before_any_work(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    (tmp_path / "file").write_text("")
+    recipe, data = f"{store}/recipe.yaml", f"{store}/data"
+    out = f"{tmp_path}/file/run"
+    assert main(["train", "--recipe", recipe, "--data", data, "--out", out]) == 2
+    assert "file/run" in capsys.readouterr().err
