@@ -42,6 +42,11 @@ def _close_cameras_at_exit() -> None:
     atexit.register(_close_cameras)
 
 
+@functools.cache
+def _process_that_opened_gl() -> int:
+    return os.getpid()
+
+
 class Camera:
     """A fixed camera of a model, rendered to uint8 RGB images of one size.
 
@@ -72,7 +77,8 @@ class Camera:
         """Return the present picture, uint8 of shape (height, width, 3).
 
         Raises:
-            RuntimeError: no GL backend can be used; the message says what to install.
+            RuntimeError: no GL backend can be used, the message says what to install; or this
+                process was forked from one that had rendered, where GL would wait forever.
         """
         if self._renderer is None:
             self._renderer = self._open()
@@ -93,6 +99,11 @@ class Camera:
             self._renderer = None
 
     def _open(self) -> mujoco.Renderer:
+        if _process_that_opened_gl() != os.getpid():
+            raise RuntimeError(
+                "This process was forked from one that had already rendered, which GL does not "
+                "survive; start worker processes with the method 'spawn' or 'forkserver'."
+            )
         height, width = self._size
         samples = self._model.vis.quality.offsamples
         self._model.vis.quality.offsamples = 8 if self._quality == "pretty" else 0

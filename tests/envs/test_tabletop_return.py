@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import warnings
@@ -107,6 +108,32 @@ def test_id_is_found_with_and_without_import_and_exit_is_silent() -> None:
     assert done.stderr == ""  # an unclosed renderer would complain here
     sfvgen_envs.register_envs()  # once more is harmless
     assert "sfvgen/TabletopReturn-v0" in gym.registry
+
+
+def _render_in_a_worker(kwargs: dict[str, Any], queue: Any) -> None:
+    env = TabletopReturnEnv(**kwargs)
+    try:
+        queue.put(env.reset(seed=0)[0]["image"])
+    except RuntimeError as error:
+        queue.put(str(error))
+    env.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_worker_processes_render_or_say_why_not(make: MakeEnv, method: str) -> None:
+    image = make().reset(seed=0)[0]["image"]
+    context: Any = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    worker = context.Process(target=_render_in_a_worker, args=({"image_size": 16}, queue))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        worker.start()
+    answer = queue.get()
+    worker.join()
+    if method == "spawn":
+        np.testing.assert_array_equal(answer, image)
+    else:
+        assert "'spawn' or 'forkserver'" in answer
 
 
 def test_same_seed_and_actions_give_the_same_pictures_and_states(make: MakeEnv) -> None:
