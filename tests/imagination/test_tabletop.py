@@ -5,6 +5,7 @@ import warnings
 import mujoco
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 from sfvgen_planner.data.environment import make_env
@@ -84,6 +85,20 @@ def test_an_imagining_wrapper_replays_the_bare_env_bit_for_bit(wrapper):
     assert np.array_equal(physics(bare), physics(wrapper))
     assert np.array_equal(wrapper.past_frames, expected[-4:])
     bare.close()
+
+
+def test_the_memory_is_imagined_with_until_the_episode_ends(wrapper, memory):
+    wrapper.reset(seed=0)
+    fresh = wrapper.imagine(instruction="return the red cube", seed=1).latents
+    for _ in range(8):
+        wrapper.step(np.zeros(4, np.float32))
+    remembered = wrapper.imagine(instruction="return the red cube", seed=1).latents
+    memory.enabled = False
+    forgotten = wrapper.imagine(instruction="return the red cube", seed=1).latents
+    memory.enabled = True
+    assert not torch.equal(remembered, forgotten)
+    wrapper.reset(seed=0)
+    assert torch.equal(wrapper.imagine(instruction="return the red cube", seed=1).latents, fresh)
 
 
 @pytest.mark.parametrize(
