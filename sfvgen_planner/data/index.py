@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -100,7 +101,7 @@ class IndexWriter:
     """Appends to an index; only one process at a time holds it.
 
     Attributes:
-        entries: The committed episodes.
+        entries: The episodes that were committed before.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,11 +124,13 @@ class IndexWriter:
             self._file.close()
             raise
 
-    def append(self, entry: IndexEntry) -> None:
-        """Commit an entry: when this returns, it is on disk."""
-        line = json.dumps(asdict(entry)).encode() + b"\n"
+    def append(self, entries: Sequence[IndexEntry]) -> None:
+        """Commit entries: when this returns, they are on disk; when it fails, none is."""
+        lines = b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in entries)
+        # An interruption may have come between writing lines and noting it.
+        self._cut()
         try:
-            remaining = memoryview(line)
+            remaining = memoryview(lines)
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
             os.fsync(self._file.fileno())
@@ -135,8 +138,7 @@ class IndexWriter:
             # A full disk or Ctrl-C may have left half a line.
             self._cut()
             raise
-        self._end += len(line)
-        self.entries.append(entry)
+        self._end += len(lines)
 
     def close(self) -> None:
         """Give the lock back."""

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from sfvgen_planner.data.chunks import CODEC_NAMES, COMPRESSORS, codec_names, read_chunk
+from sfvgen_planner.data.chunks import (
+    CODEC_NAMES,
+    COMPRESSORS,
+    codec_names,
+    read_chunk,
+    write_chunk,
+)
 from sfvgen_planner.data.episode import Episode, Window
 from sfvgen_planner.data.index import IndexEntry, IndexWriter, read_index
 from sfvgen_planner.data.spec import StoreSpec
@@ -28,6 +35,8 @@ FRAMES_PER_CHUNK = 16
 ROWS_PER_BLOCK = 128
 # The arrays grow by this many rows at once: growing rewrites zarr's metadata.
 ROWS_PER_GROWTH = 1 << 20
+# What a crash can cost at most.
+SECONDS_BETWEEN_COMMITS = 1.0
 
 
 class EpisodeStore:
@@ -35,8 +44,8 @@ class EpisodeStore:
 
     The folder is a zarr 3 group with the arrays `frames (rows, H, W, 3)`, `actions (rows, A)`,
     `rewards (rows,)` and, where there is any, `proprio (rows, P)`; the row after an episode's last
-    action holds its last frame. `episodes.jsonl` has one line per episode, written after its
-    arrays: what has no line does not exist, and is overwritten by the next episode.
+    action holds its last frame. `episodes.jsonl` has one line per episode, written when its
+    arrays are on disk: what has no line does not exist, and is overwritten by the next episode.
     """
 
     def __init__(
@@ -53,6 +62,8 @@ class EpisodeStore:
         self.entries = entries
         self._arrays = arrays
         self._writer = writer
+        self._num_committed = len(entries)
+        self._last_commit = time.monotonic()
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], spec: StoreSpec) -> Self:
@@ -99,11 +110,11 @@ class EpisodeStore:
         return cls(path, spec, arrays, entries, writer)
 
     def append(self, episode: Episode) -> None:
-        """Add an episode; when this returns, it is on disk.
+        """Add an episode. It is on disk after `commit`, which comes by itself now and then.
 
         Raises:
             SfvgenError: The store is open for reading only, the episode's sizes differ from the
-                store's, or the disk is full (what was committed before stays).
+                store's, or the disk is full (the episodes before this one stay).
         """
         if self._writer is None:
             raise SfvgenError(f"{self.path} is open for reading; open it with mode='a' to append")
@@ -113,15 +124,39 @@ class EpisodeStore:
         try:
             self._write("frames", row, frames)
             self._write("actions", row, episode.actions)
-            self._write("rewards", row, np.asarray(episode.rewards, np.float32))
+            self._write("rewards", row, episode.rewards)
             if episode.proprio is not None:
-                self._write("proprio", row, np.asarray(episode.proprio, np.float32))
-            self._writer.append(IndexEntry.of(episode, row, crc32(frames.data)))
+                self._write("proprio", row, episode.proprio)
         except OSError as error:
             raise SfvgenError(
-                f"cannot write episode {len(self)} to {self.path}: {error.strerror or error}; the "
-                f"{len(self)} episodes before it are kept"
+                f"cannot write episode {len(self)} to {self.path} ({error.strerror}); the episodes "
+                "before it are kept"
             ) from error
+        self.entries.append(IndexEntry.of(episode, row, crc32(frames.data)))
+        if time.monotonic() - self._last_commit > SECONDS_BETWEEN_COMMITS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Put the episodes that were appended since the last commit on disk.
+
+        Raises:
+            SfvgenError: The disk is full; these episodes are lost, those before them are kept.
+        """
+        if self._writer is None or self._num_committed == len(self.entries):
+            return
+        try:
+            # The arrays must be on disk before the lines that tell of them. One call for all is
+            # many times faster than one for each file.
+            os.sync()
+            self._writer.append(self.entries[self._num_committed :])
+        except OSError as error:
+            del self.entries[self._num_committed :]
+            raise SfvgenError(
+                f"cannot write to {self.path} ({error.strerror}); the first {len(self)} episodes "
+                "are kept"
+            ) from error
+        self._num_committed = len(self.entries)
+        self._last_commit = time.monotonic()
 
     def __len__(self) -> int:
         """Return the number of episodes."""
@@ -180,10 +215,13 @@ class EpisodeStore:
         )
 
     def close(self) -> None:
-        """Let other processes append."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Commit, and let other processes append."""
+        try:
+            self.commit()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
 
     def __enter__(self) -> Self:
         return self
@@ -209,10 +247,11 @@ class EpisodeStore:
         num_rows = _round_up(len(values), rows_per_chunk)
         if row + num_rows > array.shape[0]:
             array.resize((_round_up(row + num_rows, ROWS_PER_GROWTH), *array.shape[1:]))
-        padding = [(0, num_rows - len(values))] + [(0, 0)] * (values.ndim - 1)
-        array[row : row + num_rows] = np.pad(values, padding)
-        for chunk in self._chunk_files(name, row, num_rows):
-            _flush(chunk)
+        padded = np.zeros((num_rows, *array.shape[1:]), array.dtype)
+        padded[: len(values)] = values
+        paths = self._chunk_files(name, row, num_rows)
+        for path, chunk in zip(paths, np.split(padded, len(paths)), strict=True):
+            write_chunk(path, chunk)
 
     def _read(self, name: str, entry: IndexEntry, start: int, num_rows: int) -> NDArray[Any]:
         array = self._arrays[name]
@@ -304,8 +343,7 @@ def _open_arrays(path: Path, spec: StoreSpec, writable: bool) -> dict[str, zarr.
                 f"{path / name} is packed with {codec_names(array)} instead of {CODEC_NAMES}; copy "
                 "the store as files, without packing its arrays anew"
             )
-        # An all-zero chunk is written too, so that a missing one is known to be lost.
-        arrays[name] = array.with_config({"write_empty_chunks": True})
+        arrays[name] = array
     return arrays
 
 
@@ -337,11 +375,3 @@ def _read_spec(path: Path) -> StoreSpec:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

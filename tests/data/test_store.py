@@ -153,8 +153,11 @@ def test_append_after_reopening_and_reading_while_writing(tmp_path: Path) -> Non
         reader = EpisodeStore.open(tmp_path / "store")
         writer.append(make_episode(5))
         assert_equal(writer[1], make_episode(5))
+        writer.commit()
         assert len(reader) == 1
         assert len(EpisodeStore.open(tmp_path / "store")) == 2
+        writer.append(make_episode(6))
+    assert len(EpisodeStore.open(tmp_path / "store")) == 3
 
 
 def test_only_one_writer(tmp_path: Path) -> None:
@@ -172,20 +175,37 @@ def test_reading_mode_cannot_append(tmp_path: Path) -> None:
         EpisodeStore.open(tmp_path / "store").append(make_episode(0))
 
 
-def test_full_disk_keeps_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_disk_that_is_full_in_mid_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "store", 2)
     with EpisodeStore.open(tmp_path / "store", mode="a") as store:
+        store.append(make_episode(3))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", no_space)
+            with pytest.raises(SfvgenError, match=r"episode 3 .*No space left on device"):
+                store.append(make_episode(4))
+        store.append(make_episode(5))
+    assert [episode.seed for episode in EpisodeStore.open(tmp_path / "store")] == [0, 1, 3, 5]
 
-        def no_space(descriptor: int) -> None:
-            raise OSError(28, "No space left on device")
 
+def test_disk_that_is_full_at_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "store", 2)
+    with EpisodeStore.open(tmp_path / "store", mode="a") as store:
+        store.append(make_episode(3))
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", no_space)
-            with pytest.raises(SfvgenError, match="No space left on device; the 2 episodes"):
-                store.append(make_episode(4))
+            with pytest.raises(
+                SfvgenError, match=r"No space left .* the first 2 episodes are kept"
+            ):
+                store.commit()
         assert len(store) == 2
         store.append(make_episode(4))
-    assert_equal(EpisodeStore.open(tmp_path / "store")[2], make_episode(4))
+    store = EpisodeStore.open(tmp_path / "store")
+    assert len(store) == 3
+    assert_equal(store[2], make_episode(4))
 
 
 def test_episode_of_other_sizes_is_refused(tmp_path: Path) -> None:
