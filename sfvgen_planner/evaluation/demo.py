@@ -155,16 +155,16 @@ def _plan_episodes(
 def _goal_image_plan(
     imagination: ImaginationWrapper, example: PlannedEpisode, config: DemoConfig
 ) -> dict[str, Any]:
-    """Plan the way to a picture that the camera took one chunk into an episode, and take it.
-
-    One action is held for the whole chunk: four numbers, which few candidates suffice to search.
-    """
+    """Plan the way to a picture that the camera took one chunk into an episode, and take it."""
     real = example.episode
-    horizon = min(imagination.world_model.config.num_future_frames, len(real))
-    goal, goal_gripper = real.frames[horizon], _gripper(real.proprio, horizon)
+    # Two actions, each held for half a chunk: few numbers, so that few candidates suffice.
+    block = max(1, imagination.world_model.config.num_future_frames // 2)
+    horizon = 2 * block
+    moment = min(horizon, len(real))
+    goal, goal_gripper = real.frames[moment], _gripper(real.proprio, moment)
     planner = MPCPlanner(
         CEM(config.cem),
-        config=MPCConfig(horizon=horizon, action_block=horizon, num_inference_steps=1),
+        config=MPCConfig(horizon=horizon, action_block=block, num_inference_steps=1),
     )
     imagination.reset(seed=real.seed)
     started = time.perf_counter()

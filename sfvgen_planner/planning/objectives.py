@@ -19,17 +19,31 @@ class Objective(Protocol):
 
 
 class GoalImage:
-    """Mean squared distance between the last imagined frame and a goal image.
+    """Squared distance between the last imagined frame and a goal image, over an image pyramid.
+
+    A small thing in the wrong place costs the same wherever it is as long as it does not overlap
+    with where it should be, so the mean squared error alone gives a search nothing to follow. The
+    coarser levels of a pyramid widen the reach: level k compares both images blurred and shrunk k
+    times by two, and weighs 4 to the power of k, so that each counts about the same.
 
     Args:
         image: ``(H, W, 3)`` uint8 of the model's image size.
         space: ``"latent"`` compares the model's latents (nothing is decoded), ``"pixel"`` compares
             pixels scaled to 0..1.
+        num_levels: levels of the pyramid, as far as the size allows; 1 is the plain mean squared
+            error.
     """
 
-    def __init__(self, image: np.ndarray, space: Literal["latent", "pixel"] = "latent") -> None:
+    def __init__(
+        self,
+        image: np.ndarray,
+        space: Literal["latent", "pixel"] = "latent",
+        num_levels: int = 5,
+    ) -> None:
         if space not in ("latent", "pixel"):
-            raise SfvgenError(f'GoalImage: space must be "latent" or "pixel", got {space!r}.')
+            raise SfvgenError(f'GoalImage: space must be "latent" or "pixel", got {space!r}')
+        if num_levels < 1:
+            raise SfvgenError(f"GoalImage: num_levels must be at least 1, got {num_levels}")
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
             raise SfvgenError(
@@ -38,6 +52,7 @@ class GoalImage:
             )
         self.image = image
         self.space = space
+        self.num_levels = num_levels
         self._goal_latent: tuple[object, torch.Tensor] | None = None
 
     def __call__(self, imagination: Imagination) -> torch.Tensor:
@@ -49,11 +64,10 @@ class GoalImage:
                 f"but the world model sees {size}x{size}; resize it"
             )
         if self.space == "latent":
-            goal = self._encoded(imagination)
-            return (imagination.last_latents.float() - goal).square().mean(dim=(1, 2, 3))
-        frames = torch.from_numpy(imagination.last_frames).float()
-        goal = torch.from_numpy(self.image).float()
-        return ((frames - goal) / 255).square().mean(dim=(1, 2, 3))
+            difference = imagination.last_latents.float() - self._encoded(imagination)
+        else:
+            difference = _pixels(imagination.last_frames) - _pixels(self.image)
+        return pyramid_energy(difference, self.num_levels)
 
     def _encoded(self, imagination: Imagination) -> torch.Tensor:
         """The goal's latent ``(C, h, w)``, encoded once per model."""
@@ -61,3 +75,20 @@ class GoalImage:
         if self._goal_latent is None or self._goal_latent[0] is not model:
             self._goal_latent = model, model.encode(self.image[None, None])[0, :, 0].float()
         return self._goal_latent[1]
+
+
+def pyramid_energy(images: torch.Tensor, num_levels: int) -> torch.Tensor:
+    """Weighted sum over pyramid levels of the mean square of images ``(N, C, H, W)``: ``(N,)``."""
+    energy = images.square().mean(dim=(1, 2, 3))
+    for level in range(1, num_levels):
+        if min(images.shape[-2:]) < 4:
+            break
+        padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+        images = torch.nn.functional.avg_pool2d(padded, kernel_size=4, stride=2)
+        energy = energy + 4.0**level * images.square().mean(dim=(1, 2, 3))
+    return energy
+
+
+def _pixels(images: np.ndarray) -> torch.Tensor:
+    """Pictures ``(..., H, W, 3)`` uint8 as ``(..., 3, H, W)`` in 0..1."""
+    return torch.from_numpy(np.moveaxis(images, -1, -3).astype(np.float32) / 255)
