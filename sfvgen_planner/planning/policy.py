@@ -27,7 +27,7 @@ class PolicyConfig:
     """
 
     num_executed_steps: int | None = None
-    max_departure: float | None = 20.0
+    max_departure: float | None = 30.0
     min_executed_steps: int = 4
 
     def __post_init__(self) -> None:
