@@ -97,6 +97,8 @@ def test_frame_skip_stops_at_the_end() -> None:
     assert reward == 5
 
 
+# The checker advises against wrappers, and against the unbounded observations of Reacher.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_frame_skip_passes_gymnasiums_checker() -> None:
     env = FrameSkip(gym.make("Reacher-v5"), 2)
     check_env(env, skip_render_check=True)
