@@ -18,6 +18,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="DIR",
+        help="checkpoint folder to go on from; the recipe's stages continue it",
+    )
     parser.set_defaults(run=run, resumes=True)
 
 
@@ -27,6 +32,11 @@ def run(args: argparse.Namespace) -> int:
     from sfvgen_planner.world_model.training import train_recipe
 
     recipe = Recipe.from_yaml(Path(args.recipe))
-    final = train_recipe(recipe, Path(args.data), Path(args.out))
+    final = train_recipe(
+        recipe,
+        Path(args.data),
+        Path(args.out),
+        Path(args.init_from) if args.init_from else None,
+    )
     print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")
     return 0

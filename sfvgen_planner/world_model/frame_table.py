@@ -22,6 +22,7 @@ class FrameTable:
             episode's last frame.
         instruction_ids: `(N,)`, index into `instructions` of the command in force on action `k`.
         remaining: `(N,)`, how many frames of the same episode follow frame `k`.
+        elapsed: `(N,)`, how many steps before row `k` its instruction came into force.
         instructions: The distinct instructions; entry 0 is "", no instruction.
     """
 
@@ -29,6 +30,7 @@ class FrameTable:
     actions: Tensor
     instruction_ids: Tensor
     remaining: Tensor
+    elapsed: Tensor
     instructions: list[str]
 
     @classmethod
@@ -44,12 +46,17 @@ class FrameTable:
         actions = 2 * (arrays.actions - low) / (high - low) - 1
         instructions = ["", *(text for text in arrays.instructions if text)]
         ids = np.array([instructions.index(text) for text in arrays.instructions])
+        rows = np.arange(len(arrays.frames))
         ends = np.repeat(arrays.offsets[1:], np.diff(arrays.offsets))
+        begins = np.append(True, np.diff(arrays.instruction_ids) != 0)
+        begins[arrays.offsets[:-1]] = True
+        elapsed = rows - np.maximum.accumulate(np.where(begins, rows, 0))
         return cls(
             frames=torch.from_numpy(arrays.frames).to(device),
             actions=torch.from_numpy(actions).to(device),
             instruction_ids=torch.from_numpy(ids[arrays.instruction_ids]).to(device),
-            remaining=torch.from_numpy(ends - 1 - np.arange(len(ends))).to(device),
+            remaining=torch.from_numpy(ends - 1 - rows).to(device),
+            elapsed=torch.from_numpy(elapsed).to(device),
             instructions=instructions,
         )
 

@@ -13,10 +13,14 @@ from torch import Tensor
 def draw_timesteps(scheduler: Any, uniform: Tensor) -> Tensor:
     """Training timesteps from uniform numbers in [0, 1), `(batch,)`.
 
-    Continuous for flow matching, whole steps for the DDPM family.
+    Flow matching: continuous, with the density of the scheduler's own shifted grid, so that
+    training dwells where sampling takes its steps. DDPM family: whole steps, uniform.
     """
-    timesteps = uniform * scheduler.config.num_train_timesteps
-    return timesteps if _is_flow(scheduler) else timesteps.long()
+    count = scheduler.config.num_train_timesteps
+    if not _is_flow(scheduler):
+        return (uniform * count).long()
+    shift = scheduler.config.shift
+    return shift * uniform / (1 + (shift - 1) * uniform) * count
 
 
 def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

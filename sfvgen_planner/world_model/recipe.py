@@ -35,6 +35,9 @@ class AutoencoderRecipe(_Section):
     latent_channels: int = 16
     norm_num_groups: int = 16
     kl_weight: float = Field(default=1e-6, ge=0)
+    decoder_only: bool = Field(
+        default=False, description="Leave the encoder, and so the latents, as they are."
+    )
     optimisation: Optimisation
 
 
@@ -69,6 +72,13 @@ class Conditions(_Section):
     single_past_frame: float = Field(
         default=0.25, ge=0, le=1, description="Share of steps with f_p = 1 instead of the full f_p."
     )
+    fresh_instruction: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of language samples that begin within two steps of their instruction, "
+        "where the words decide what happens.",
+    )
     context_noise: float = Field(
         default=0.1, ge=0, description="Largest noise on the context, so that rollouts hold."
     )
@@ -79,6 +89,9 @@ class WorldModelRecipe(_Section):
 
     num_past_frames: int = Field(default=4, gt=0)
     num_future_frames: int = Field(default=8, gt=0)
+    shift: float = Field(
+        default=4.0, gt=0, description="Above 1, training and sampling dwell on high noise."
+    )
     unet: UNetRecipe = UNetRecipe()
     text: TextRecipe = TextRecipe()
     conditions: Conditions = Conditions()
@@ -94,15 +107,15 @@ class InverseDynamicsRecipe(_Section):
 
 
 class Recipe(_Section):
-    """One trained model: its data and its three stages."""
+    """One trained model: its data and its stages; a stage left out is not trained."""
 
     name: str
     seed: int = 0
     mixed_precision: Literal["no", "bf16"] = "bf16"
     data: DataRecipe
-    autoencoder: AutoencoderRecipe
-    world_model: WorldModelRecipe
-    inverse_dynamics: InverseDynamicsRecipe
+    autoencoder: AutoencoderRecipe | None = None
+    world_model: WorldModelRecipe | None = None
+    inverse_dynamics: InverseDynamicsRecipe | None = None
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Recipe":

@@ -13,6 +13,9 @@ from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, targ
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import Conditions, UNetRecipe, WorldModelRecipe
 
+# Windows whose first generated frame is at most this many steps into its instruction are fresh.
+_FRESH_STEPS = 2
+
 
 def build_unet(
     recipe: UNetRecipe, latent_channels: int, latent_side: int, action_size: int, text_size: int
@@ -120,6 +123,9 @@ def slow_batches(
     ).input_ids.to(device)
     lengths = (1, recipe.num_past_frames)
     starts = {past: table.window_starts(past + recipe.num_future_frames) for past in lengths}
+    fresh = {
+        past: rows[table.elapsed[rows + past - 1] <= _FRESH_STEPS] for past, rows in starts.items()
+    }
     mixes = torch.tensor(_mixes(conditions), device=device)
     batch_size = recipe.optimisation.batch_size
 
@@ -129,19 +135,18 @@ def slow_batches(
 
         single = bool(uniform(1) < conditions.single_past_frame)
         num_past = 1 if single else recipe.num_past_frames
-        choices = starts[num_past]
-        picked = torch.randint(len(choices), (batch_size,), generator=generator, device=device)
-        rows = choices[picked][:, None] + torch.arange(
-            num_past + recipe.num_future_frames, device=device
-        )
+        mix = torch.multinomial(mixes, batch_size, replacement=True, generator=generator)
+        language_wanted, actions_given = (mix == 0) | (mix == 2), (mix == 1) | (mix == 2)
+        focus = language_wanted & (uniform(batch_size) < conditions.fresh_instruction)
+        first = _pick(starts[num_past], uniform(batch_size))
+        if len(fresh[num_past]):
+            first = torch.where(focus, _pick(fresh[num_past], uniform(batch_size)), first)
+        rows = first[:, None] + torch.arange(num_past + recipe.num_future_frames, device=device)
         latents = table.frames[rows].float().transpose(1, 2)
         leading = rows[:, num_past - 1 : -1]
         texts = table.instruction_ids[leading]
         constant = (texts == texts[:, :1]).all(dim=1)
         texts = texts[:, 0] * constant
-
-        mix = torch.multinomial(mixes, batch_size, replacement=True, generator=generator)
-        language_wanted, actions_given = (mix == 0) | (mix == 2), (mix == 1) | (mix == 2)
         actions_given |= language_wanted & (texts == 0)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         scale = conditions.context_noise * uniform(batch_size, 1, 1, 1, 1)
@@ -162,9 +167,14 @@ def slow_batches(
     return draw
 
 
-def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+def build_scheduler(shift: float = 4.0) -> FlowMatchEulerDiscreteScheduler:
     """Rectified flow: straight paths, so that a few Euler steps suffice."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+
+
+def _pick(choices: Tensor, uniform: Tensor) -> Tensor:
+    """One of `choices` for each uniform number in [0, 1)."""
+    return choices[(uniform * len(choices)).long().clamp(max=len(choices) - 1)]
 
 
 def _mixes(conditions: Conditions) -> list[float]:

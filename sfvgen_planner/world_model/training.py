@@ -16,7 +16,7 @@ from sfvgen_planner.world_model.autoencoder import (
     calibrate_latents,
     frame_batches,
 )
-from sfvgen_planner.world_model.checkpoint import write_manifest
+from sfvgen_planner.world_model.checkpoint import loading_errors, write_manifest
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
@@ -36,71 +36,30 @@ INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
 FINAL_FOLDER = "model"
 
 
-def check_sizes(recipe: Recipe, store: EpisodeStore) -> None:
-    """Refuse a store that the recipe's model can't learn from, before anything is read.
-
-    Raises:
-        SfvgenError: The images are not square, or not a multiple of the autoencoder's factor.
-    """
-    factor = 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
-    height, width = store.spec.image_size
-    if height != width or height % factor:
-        raise SfvgenError(
-            f"the store {store.path} has images of {height}x{width}, but this recipe needs square "
-            f"images with a side that {factor} divides; collect again with --image-size"
-        )
-
-
-def build_world_model(
-    recipe: Recipe, store: EpisodeStore, instructions: list[str]
-) -> VideoWorldModel:
-    """An untrained model of the recipe's sizes for the store's images and actions."""
-    spec = store.spec
-    side = spec.image_size[0]
-    text = recipe.world_model.text
-    tokenizer = build_tokenizer(instructions, text.vocab_size, text.max_length)
-    return VideoWorldModel(
-        vae=build_autoencoder(recipe.autoencoder, side),
-        text_encoder=build_text_encoder(
-            tokenizer, text.hidden_size, text.num_layers, text.num_heads
-        ),
-        tokenizer=tokenizer,
-        unet=build_unet(
-            recipe.world_model.unet,
-            recipe.autoencoder.latent_channels,
-            side // 2 ** (len(recipe.autoencoder.block_out_channels) - 1),
-            spec.action_size,
-            text.hidden_size,
-        ),
-        scheduler=build_scheduler(),
-        num_past_frames=recipe.world_model.num_past_frames,
-        num_future_frames=recipe.world_model.num_future_frames,
-        image_size=side,
-        action_low=list(spec.action_low),
-        action_high=list(spec.action_high),
-        frame_skip=spec.frame_skip,
-        env_id=spec.env_id,
-    )
-
-
-def train_recipe(recipe: Recipe, data: Path, out: Path) -> Path:
-    """Train autoencoder, world model and inverse dynamics; resume whatever `out` holds already.
+def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None = None) -> Path:
+    """Train the recipe's stages one after another; resume whatever `out` holds already.
 
     Args:
         recipe: Sizes and optimisation of each stage.
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
+        init_from: A checkpoint folder to go on from; its sizes count, not the recipe's. A recipe
+            without it must have all three stages.
 
     Returns:
         The finished checkpoint folder.
 
     Raises:
-        SfvgenError: The store is empty or does not fit the recipe, or `out` can't be written or
-            holds another run.
+        SfvgenError: The store is empty or does not fit the model, a stage is missing, or `out`
+            can't be written or holds another run.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)
-    check_sizes(recipe, store)
+    models = None if init_from is None else _load_models(init_from)
+    if models is None:
+        _check_recipe(recipe, store)
+    else:
+        _check_model(models[0], store)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,50 +74,134 @@ def train_recipe(recipe: Recipe, data: Path, out: Path) -> Path:
         cpu=not torch.accelerator.is_available(),
     )
     table = FrameTable.from_store(store, accelerator.device)
-    model = build_world_model(recipe, store, table.instructions)
-    inverse = InverseDynamics(
-        image_size=model.config.image_size,
-        action_low=tuple(model.config.action_low),
-        action_high=tuple(model.config.action_high),
-        block_out_channels=recipe.inverse_dynamics.block_out_channels,
-        hidden_size=recipe.inverse_dynamics.hidden_size,
-    )
+    model, inverse = models or _build_models(recipe, store, table.instructions)
     model.to(accelerator.device)
 
-    train(
-        AutoencoderObjective(model.vae, recipe.autoencoder, table),
-        frame_batches(table, recipe.autoencoder.optimisation.batch_size, model.latent_size),
-        recipe.autoencoder.optimisation,
-        out / "autoencoder",
-        accelerator,
-        recipe.seed,
-        "autoencoder",
-    )
+    if recipe.autoencoder is not None:
+        frozen = model.vae.encoder if recipe.autoencoder.decoder_only else None
+        if frozen is not None:
+            for module in (model.vae.encoder, model.vae.quant_conv):
+                module.requires_grad_(False)
+        train(
+            AutoencoderObjective(model.vae, recipe.autoencoder, table),
+            frame_batches(table, recipe.autoencoder.optimisation.batch_size, model.latent_size),
+            recipe.autoencoder.optimisation,
+            out / "autoencoder",
+            accelerator,
+            recipe.seed,
+            "autoencoder",
+        )
+        if frozen is None:
+            calibrate_latents(model.vae, table)
     model.vae.requires_grad_(False)
-    calibrate_latents(model.vae, table)
-    train(
-        SlowObjective(model),
-        slow_batches(table.encoded(model), model, recipe.world_model),
-        recipe.world_model.optimisation,
-        out / "world_model",
-        accelerator,
-        recipe.seed + 1,
-        "world model",
-    )
-    train(
-        InverseObjective(inverse),
-        pair_batches(table, model, recipe.inverse_dynamics.optimisation.batch_size),
-        recipe.inverse_dynamics.optimisation,
-        out / INVERSE_DYNAMICS_FOLDER,
-        accelerator,
-        recipe.seed + 2,
-        "inverse dynamics",
-    )
+    if recipe.world_model is not None:
+        model.register_modules(scheduler=build_scheduler(recipe.world_model.shift))
+        train(
+            SlowObjective(model),
+            slow_batches(table.encoded(model), model, recipe.world_model),
+            recipe.world_model.optimisation,
+            out / "world_model",
+            accelerator,
+            recipe.seed + 1,
+            "world model",
+        )
+    if recipe.inverse_dynamics is not None:
+        train(
+            InverseObjective(inverse),
+            pair_batches(table, model, recipe.inverse_dynamics.optimisation.batch_size),
+            recipe.inverse_dynamics.optimisation,
+            out / INVERSE_DYNAMICS_FOLDER,
+            accelerator,
+            recipe.seed + 2,
+            "inverse dynamics",
+        )
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
         save_checkpoint(model, inverse, final)
     accelerator.wait_for_everyone()
     return final
+
+
+def _check_recipe(recipe: Recipe, store: EpisodeStore) -> None:
+    """Refuse what a model can't be built from, before anything is read."""
+    if not (recipe.autoencoder and recipe.world_model and recipe.inverse_dynamics):
+        raise SfvgenError(
+            f"the recipe {recipe.name} leaves out a stage; give the checkpoint to take it from "
+            "with --init-from"
+        )
+    factor = 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
+    height, width = store.spec.image_size
+    if height != width or height % factor:
+        raise SfvgenError(
+            f"the store {store.path} has images of {height}x{width}, but this recipe needs square "
+            f"images with a side that {factor} divides; collect again with --image-size"
+        )
+
+
+def _check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
+    """Refuse a store that a trained model can't go on learning from."""
+    spec, side = store.spec, model.config.image_size
+    if spec.image_size != (side, side):
+        raise SfvgenError(
+            f"the store {store.path} has images of {spec.image_size[0]}x{spec.image_size[1]}, but "
+            f"the model imagines {side}x{side}; collect again with --image-size {side}"
+        )
+    bounds = (list(spec.action_low), list(spec.action_high))
+    if bounds != (list(model.config.action_low), list(model.config.action_high)):
+        raise SfvgenError(
+            f"the store {store.path} has {spec.action_size} action numbers between {bounds[0]} and "
+            f"{bounds[1]}, but the model has {model.action_size} between "
+            f"{model.config.action_low} and {model.config.action_high}; use the model's environment"
+        )
+
+
+def _load_models(folder: Path) -> tuple[VideoWorldModel, InverseDynamics]:
+    """The world model and the inverse dynamics of a checkpoint folder."""
+    model = VideoWorldModel.from_pretrained(folder)
+    with loading_errors(folder):
+        inverse = InverseDynamics.from_pretrained(folder / INVERSE_DYNAMICS_FOLDER)
+    return model, inverse.float()
+
+
+def _build_models(
+    recipe: Recipe, store: EpisodeStore, instructions: list[str]
+) -> tuple[VideoWorldModel, InverseDynamics]:
+    """Untrained models of the recipe's sizes for the store's images and actions."""
+    assert recipe.autoencoder and recipe.world_model and recipe.inverse_dynamics
+    spec = store.spec
+    side = spec.image_size[0]
+    text = recipe.world_model.text
+    tokenizer = build_tokenizer(instructions, text.vocab_size, text.max_length)
+    model = VideoWorldModel(
+        vae=build_autoencoder(recipe.autoencoder, side),
+        text_encoder=build_text_encoder(
+            tokenizer, text.hidden_size, text.num_layers, text.num_heads
+        ),
+        tokenizer=tokenizer,
+        unet=build_unet(
+            recipe.world_model.unet,
+            recipe.autoencoder.latent_channels,
+            side // 2 ** (len(recipe.autoencoder.block_out_channels) - 1),
+            spec.action_size,
+            text.hidden_size,
+        ),
+        scheduler=build_scheduler(recipe.world_model.shift),
+        num_past_frames=recipe.world_model.num_past_frames,
+        num_future_frames=recipe.world_model.num_future_frames,
+        image_size=side,
+        action_low=list(spec.action_low),
+        action_high=list(spec.action_high),
+        frame_skip=spec.frame_skip,
+        env_id=spec.env_id,
+    )
+    inverse = InverseDynamics(
+        image_size=side,
+        action_low=spec.action_low,
+        action_high=spec.action_high,
+        block_out_channels=recipe.inverse_dynamics.block_out_channels,
+        hidden_size=recipe.inverse_dynamics.hidden_size,
+    )
+    return model, inverse
 
 
 def save_checkpoint(model: VideoWorldModel, inverse: InverseDynamics, folder: Path) -> None:

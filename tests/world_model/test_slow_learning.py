@@ -18,6 +18,7 @@ def table(lengths=(30, 20)):
         actions=rows[:, None].expand(total, 4) / total,
         instruction_ids=(torch.arange(total) // 10) % 3,
         remaining=remaining,
+        elapsed=torch.arange(total) % 10,
         instructions=["", "return the red cube", "return the blue cube"],
     )
 
