@@ -113,8 +113,8 @@ class Camera:
             backend = os.environ.get("MUJOCO_GL") or "glfw"
             raise RuntimeError(
                 f"MuJoCo cannot render with the GL backend {backend!r} ({error}); install EGL "
-                "(Debian: apt-get install libegl1 libgl1-mesa-dri) and set MUJOCO_GL=egl before "
-                "mujoco is imported."
+                "(Debian: apt-get install libegl1 libgl1-mesa-dri libopengl0) and set "
+                "MUJOCO_GL=egl before mujoco is imported."
             ) from error
         finally:
             self._model.vis.quality.offsamples = samples

@@ -28,6 +28,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Train, or go on training."""
+    from accelerate import PartialState
+
     from sfvgen_planner.world_model.recipe import Recipe
     from sfvgen_planner.world_model.training import train_recipe
 
@@ -38,5 +40,6 @@ def run(args: argparse.Namespace) -> int:
         Path(args.out),
         Path(args.init_from) if args.init_from else None,
     )
-    print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")
+    if PartialState().is_main_process:
+        print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")
     return 0

@@ -17,8 +17,8 @@ LIBRARIES = ("torch", "diffusers", "peft", "transformers", "gymnasium", "numpy",
 EXTRAS = {"mujoco": "envs", "av": "report", "jinja2": "report"}
 MIN_FREE_GB = 2.0
 _RENDERING_REMEDY = (
-    "install a software renderer (Debian, Ubuntu: apt-get install -y libegl1 libgl1-mesa-dri) "
-    "and set MUJOCO_GL=egl"
+    "install a software renderer (Debian, Ubuntu: apt-get install -y libegl1 libgl1-mesa-dri "
+    "libopengl0) and set MUJOCO_GL=egl"
 )
 
 

@@ -121,6 +121,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         num_samples: int = 1,
         num_frames: int | None = None,
         num_inference_steps: int = 4,
+        guidance_scale: float = 1.0,
         seed: int | None = None,
     ) -> Imagination:
         """Imagine futures from the present moment; the simulator is not touched.
@@ -133,6 +134,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             num_frames: frames to imagine, as many as there are actions, or else a chunk, by
                 default. Any length works: the model goes on from its own output.
             num_inference_steps: denoiser calls per chunk.
+            guidance_scale: above 1, the future follows the instruction more closely, at twice the
+                denoiser calls.
             seed: of the noise; by default every call differs.
 
         Returns:
@@ -157,6 +160,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
                 actions=None if candidates is None else candidates[start : start + size],
                 num_frames=num_frames,
                 num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
                 generator=generator,
                 output_type="latent",
                 common_noise=common_noise,

@@ -17,6 +17,7 @@ from torch import Tensor
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
+from sfvgen_planner.world_model.pipeline import use_trainable_attention
 
 # Attention and convolutions over time, diffusers' names; the regex skips the convolutions'
 # norms, activations and dropouts.
@@ -85,6 +86,7 @@ class EpisodicMemory:
                 raise SfvgenError(f"{name} of a memory must be positive, got {value}")
         if any("lora_" in name for name, _ in world_model.unet.named_parameters()):
             raise SfvgenError("this model has a memory already; detach() that one first")
+        use_trainable_attention(world_model.unet)
         self.world_model = world_model
         self.learning_rate = learning_rate
         self.num_steps = num_steps

@@ -23,10 +23,12 @@ class VideoPlanConfig:
     Attributes:
         num_frames: frames to imagine; a chunk of the model by default.
         num_inference_steps: denoiser calls per chunk.
+        guidance_scale: how closely the video follows the instruction, at least 1.
     """
 
     num_frames: int | None = None
     num_inference_steps: int = 4
+    guidance_scale: float = 2.0
 
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.num_frames < 1:
@@ -37,6 +39,10 @@ class VideoPlanConfig:
             raise SfvgenError(
                 "VideoPlanConfig: num_inference_steps must be at least 1, "
                 f"got {self.num_inference_steps}"
+            )
+        if not self.guidance_scale >= 1:
+            raise SfvgenError(
+                f"VideoPlanConfig: guidance_scale must be at least 1, got {self.guidance_scale}"
             )
 
 
@@ -91,6 +97,7 @@ class VideoPlanner:
             instruction=goal,
             num_frames=self.config.num_frames,
             num_inference_steps=self.config.num_inference_steps,
+            guidance_scale=self.config.guidance_scale,
             seed=seed,
         )
         frames = future.frames[0]

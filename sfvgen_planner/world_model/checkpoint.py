@@ -5,7 +5,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import diffusers
+import transformers
 from safetensors import SafetensorError
 
 from sfvgen_planner.errors import SfvgenError
@@ -59,6 +62,19 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars of the libraries for files that are read or written in a second."""
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    for logger in loggers:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.enable_progress_bar()
+
+
+@contextmanager
 def loading_errors(folder: Path) -> Iterator[None]:
     """Turn what the libraries raise on a broken checkpoint into one `SfvgenError`."""
     try:
@@ -90,7 +106,7 @@ def _check_manifest(folder: Path) -> None:
             )
 
 
-def _read_json(path: Path, folder: Path) -> dict:
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SfvgenError(f"the checkpoint {folder} lacks the file {path.relative_to(folder)}")
     try:

@@ -13,12 +13,18 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet3DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.world_model.checkpoint import check_folder, loading_errors, write_manifest
+from sfvgen_planner.world_model.checkpoint import (
+    check_folder,
+    loading_errors,
+    quiet_libraries,
+    write_manifest,
+)
 from sfvgen_planner.world_model.conditioning import condition_planes
 
 MAX_SHARD_SIZE = "14MB"
@@ -116,7 +122,7 @@ class VideoWorldModel(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         check_folder(folder)
         kwargs.setdefault("dtype", torch.float32)
-        with loading_errors(folder):
+        with loading_errors(folder), quiet_libraries():
             model: Self = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         return model
 
@@ -125,7 +131,8 @@ class VideoWorldModel(DiffusionPipeline):
     ) -> None:
         """Write the checkpoint folder: JSON, safetensors in shards, and a manifest of checksums."""
         kwargs.setdefault("max_shard_size", MAX_SHARD_SIZE)
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        with quiet_libraries():
+            super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         write_manifest(Path(save_directory))
 
     # ---------------------------------------------------------------- pixels and latents
@@ -202,7 +209,7 @@ class VideoWorldModel(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_instructions(self, instructions: list[str]) -> Tensor:
-        """Hidden states `(batch, tokens, dim)` of the instructions; "" stands for no instruction."""
+        """Hidden states `(batch, tokens, dim)` of the instructions; "" stands for none."""
         tokens = self.tokenizer(
             instructions,
             padding="max_length",
@@ -261,10 +268,11 @@ class VideoWorldModel(DiffusionPipeline):
     def __call__(
         self,
         past: np.ndarray | Tensor,
-        instruction: str | None | list[str | None] = None,
+        instruction: str | list[str | None] | None = None,
         actions: np.ndarray | Tensor | None = None,
         num_frames: int | None = None,
         num_inference_steps: int = 4,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | None = None,
         output_type: str = "np",
         common_noise: bool = False,
@@ -282,6 +290,9 @@ class VideoWorldModel(DiffusionPipeline):
                 `k`-th imagined frame. None for no actions.
             num_frames: Frames to imagine; the actions' number, or one chunk, by default.
             num_inference_steps: Denoiser calls per chunk.
+            guidance_scale: Above 1, the video follows the instruction more closely than the
+                training data did (classifier-free guidance), at twice the denoiser calls. No
+                effect without an instruction.
             generator: Source of the noise; the global one by default.
             output_type: "np" decodes the frames, "latent" does not.
             common_noise: Give every sample of the batch the same noise, so that candidates
@@ -294,6 +305,8 @@ class VideoWorldModel(DiffusionPipeline):
             raise SfvgenError(f'output_type must be "np" or "latent", got {output_type!r}')
         if num_inference_steps < 1:
             raise SfvgenError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        if not guidance_scale >= 1:
+            raise SfvgenError(f"guidance_scale must be at least 1, got {guidance_scale}")
         is_latent = isinstance(past, Tensor) and past.is_floating_point()
         context = past if is_latent else self.encode(past)
         assert isinstance(context, Tensor)
@@ -323,9 +336,12 @@ class VideoWorldModel(DiffusionPipeline):
         texts = instruction if isinstance(instruction, list) else [instruction] * batch
         if len(texts) != batch:
             raise SfvgenError(f"{batch} pasts need {batch} instructions, got {len(texts)}")
-        unique = sorted({text or "" for text in texts})
+        unique = sorted({"", *(text or "" for text in texts)})
         states = self.encode_instructions(unique).to(self.unet.dtype)
         text_states = states[[unique.index(text or "") for text in texts]]
+        no_text_states = None
+        if guidance_scale > 1 and len(unique) > 1:
+            no_text_states = states[:1].expand(batch, -1, -1)
 
         chunks = []
         for start in range(0, num_frames, self.config.num_future_frames):
@@ -334,6 +350,8 @@ class VideoWorldModel(DiffusionPipeline):
             chunk = self._sample_chunk(
                 self._usual_context(context),
                 text_states,
+                no_text_states,
+                guidance_scale,
                 chunk_actions,
                 length,
                 num_inference_steps,
@@ -355,13 +373,15 @@ class VideoWorldModel(DiffusionPipeline):
         self,
         context: Tensor,
         text_states: Tensor,
+        no_text_states: Tensor | None,
+        guidance_scale: float,
         actions: Tensor | None,
         length: int,
         num_inference_steps: int,
         generator: torch.Generator | None,
         common_noise: bool,
     ) -> Tensor:
-        """Denoise `length` frames after `context`, which stays clean (masked conditional diffusion)."""
+        """Denoise `length` frames after a clean `context` (masked conditional diffusion)."""
         batch, channels, num_past, height, width = context.shape
         noise_batch = 1 if common_noise else batch
         # Drawn on the CPU so that a seed gives the same video on every device.
@@ -379,9 +399,12 @@ class VideoWorldModel(DiffusionPipeline):
             latents = latents * self.scheduler.init_noise_sigma
         for timestep in self.progress_bar(self.scheduler.timesteps):
             window = torch.cat([context, latents], dim=2)
-            prediction = self.denoise(
-                window, timestep.expand(batch), num_past, text_states, actions
-            )[:, :, num_past:]
+            timesteps = timestep.expand(batch)
+            prediction = self.denoise(window, timesteps, num_past, text_states, actions)
+            if no_text_states is not None:
+                plain = self.denoise(window, timesteps, num_past, no_text_states, actions)
+                prediction = plain + guidance_scale * (prediction - plain)
+            prediction = prediction[:, :, num_past:]
             latents = self.scheduler.step(prediction, timestep, latents).prev_sample
         return latents
 
@@ -389,3 +412,13 @@ class VideoWorldModel(DiffusionPipeline):
 def _tensor(array: np.ndarray) -> Tensor:
     """A tensor of any array; views with negative strides are copied, which torch can't hold."""
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def use_trainable_attention(unet: UNet3DConditionModel) -> None:
+    """Choose the attention code that is fastest when gradients are needed.
+
+    On a CPU, PyTorch's fused attention has a slow backward for the many short sequences over time;
+    plain matrix products take less than half as long.
+    """
+    if unet.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())

@@ -76,9 +76,10 @@ class Conditions(_Section):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of language samples that begin within two steps of their instruction, "
-        "where the words decide what happens.",
+        description="Share of language samples that begin within `fresh_steps` of their "
+        "instruction, where the words decide what happens.",
     )
+    fresh_steps: int = Field(default=2, ge=0)
     context_noise: float = Field(
         default=0.1, ge=0, description="Largest noise on the context, so that rollouts hold."
     )
@@ -91,6 +92,10 @@ class WorldModelRecipe(_Section):
     num_future_frames: int = Field(default=8, gt=0)
     shift: float = Field(
         default=4.0, gt=0, description="Above 1, training and sampling dwell on high noise."
+    )
+    trained_parameters: str = Field(
+        default=".*",
+        description="Regular expression of the parameters to train, such as `unet.conv_in.weight`.",
     )
     unet: UNetRecipe = UNetRecipe()
     text: TextRecipe = TextRecipe()

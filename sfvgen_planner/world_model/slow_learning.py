@@ -1,5 +1,6 @@
 """Slow learning: masked conditional video diffusion on many episodes (paper section 3.1)."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,14 +8,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 
+from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import Conditions, UNetRecipe, WorldModelRecipe
-
-# Windows whose first generated frame is at most this many steps into its instruction are fresh.
-_FRESH_STEPS = 2
 
 
 def build_unet(
@@ -73,10 +72,17 @@ class SlowObjective(nn.Module):
     Samples without context (`context_given` 0) denoise the whole window, as fast learning will.
     """
 
-    def __init__(self, model: VideoWorldModel) -> None:
+    def __init__(self, model: VideoWorldModel, trained_parameters: str = ".*") -> None:
         super().__init__()
         self.unet = model.unet
         self.text_encoder = model.text_encoder
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(re.fullmatch(trained_parameters, name) is not None)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise SfvgenError(
+                f"trained_parameters {trained_parameters!r} matches no parameter; use names such "
+                "as unet.conv_in.weight or text_encoder.*"
+            )
         self._denoise = model.denoise
         self._scheduler = model.scheduler
 
@@ -124,7 +130,8 @@ def slow_batches(
     lengths = (1, recipe.num_past_frames)
     starts = {past: table.window_starts(past + recipe.num_future_frames) for past in lengths}
     fresh = {
-        past: rows[table.elapsed[rows + past - 1] <= _FRESH_STEPS] for past, rows in starts.items()
+        past: rows[table.elapsed[rows + past - 1] <= conditions.fresh_steps]
+        for past, rows in starts.items()
     }
     mixes = torch.tensor(_mixes(conditions), device=device)
     batch_size = recipe.optimisation.batch_size

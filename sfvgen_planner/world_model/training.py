@@ -19,7 +19,7 @@ from sfvgen_planner.world_model.autoencoder import (
 from sfvgen_planner.world_model.checkpoint import loading_errors, write_manifest
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
-from sfvgen_planner.world_model.pipeline import VideoWorldModel
+from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
 from sfvgen_planner.world_model.recipe import Recipe
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
@@ -96,8 +96,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     model.vae.requires_grad_(False)
     if recipe.world_model is not None:
         model.register_modules(scheduler=build_scheduler(recipe.world_model.shift))
+        use_trainable_attention(model.unet)
         train(
-            SlowObjective(model),
+            SlowObjective(model, recipe.world_model.trained_parameters),
             slow_batches(table.encoded(model), model, recipe.world_model),
             recipe.world_model.optimisation,
             out / "world_model",
@@ -167,7 +168,9 @@ def _build_models(
     recipe: Recipe, store: EpisodeStore, instructions: list[str]
 ) -> tuple[VideoWorldModel, InverseDynamics]:
     """Untrained models of the recipe's sizes for the store's images and actions."""
-    assert recipe.autoencoder and recipe.world_model and recipe.inverse_dynamics
+    assert recipe.autoencoder is not None
+    assert recipe.world_model is not None
+    assert recipe.inverse_dynamics is not None
     spec = store.spec
     side = spec.image_size[0]
     text = recipe.world_model.text
@@ -208,12 +211,14 @@ def save_checkpoint(model: VideoWorldModel, inverse: InverseDynamics, folder: Pa
     """Write both models in half precision under a temporary name, then rename."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for module in (model.vae, model.text_encoder, model.unet, inverse):
-        module.to(torch.float16)
+    modules = (model.vae, model.text_encoder, model.unet, inverse)
+    for module in modules:
+        # Not the module's own `to`, which warns of layers that these models do not have.
+        torch.nn.Module.to(module, torch.float16)
     model.save_pretrained(temporary)
     inverse.save_pretrained(temporary / INVERSE_DYNAMICS_FOLDER)
     write_manifest(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    for module in (model.vae, model.text_encoder, model.unet, inverse):
-        module.to(torch.float32)
+    for module in modules:
+        torch.nn.Module.to(module, torch.float32)

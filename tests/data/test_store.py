@@ -197,9 +197,7 @@ def test_disk_that_is_full_at_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
         store.append(make_episode(3))
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", no_space)
-            with pytest.raises(
-                SfvgenError, match="the first 2 episodes are kept"
-            ):
+            with pytest.raises(SfvgenError, match="the first 2 episodes are kept"):
                 store.commit()
         assert len(store) == 2
         store.append(make_episode(4))

@@ -27,6 +27,13 @@ def test_one_exact_prediction_lets_ddim_recover_the_clean_sample(prediction_type
     assert torch.allclose(output.pred_original_sample, clean, atol=1e-4)
 
 
+def test_shifted_timesteps_have_the_density_of_the_sampling_grid():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=4.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    drawn = draw_timesteps(scheduler, torch.tensor([1.0, 0.75, 0.5, 0.25]))
+    assert torch.allclose(drawn, scheduler.timesteps)
+
+
 def test_timesteps_cover_the_schedule():
     uniform = torch.linspace(0, 0.999, 1000)
     flow = draw_timesteps(FlowMatchEulerDiscreteScheduler(), uniform)

@@ -102,6 +102,18 @@ def test_euler_steps_integrate_a_constant_velocity_exactly(model, past, monkeypa
         assert torch.allclose(output.latents, x0, atol=1e-4)
 
 
+def test_guidance_extrapolates_from_no_instruction_to_the_instruction(model, past, monkeypatch):
+    """One Euler step from pure noise lands on noise - velocity, so guidance is linear in it."""
+    arguments = {"num_frames": 2, "num_inference_steps": 1, "output_type": "latent"}
+    text = "return the red cube"
+    plain = model(past, generator=seeded(), **arguments).latents
+    told = model(past, text, generator=seeded(), **arguments).latents
+    guided = model(past, text, guidance_scale=3.0, generator=seeded(), **arguments).latents
+    assert torch.allclose(guided, plain + 3 * (told - plain), atol=1e-4)
+    untold = model(past, guidance_scale=3.0, generator=seeded(), **arguments).latents
+    assert torch.equal(untold, plain)
+
+
 def test_works_with_a_ddpm_family_scheduler(past):
     model = tiny_world_model()
     model.register_modules(scheduler=DDIMScheduler(num_train_timesteps=1000))
@@ -133,6 +145,7 @@ def test_encode_and_decode_are_each_other_s_scaling(model, past):
         ({"actions": np.zeros((1, 4, 4)), "num_frames": 5}, "5 actions"),
         ({"num_frames": 0}, "at least 1"),
         ({"num_inference_steps": 0}, "at least 1"),
+        ({"guidance_scale": 0.5}, "guidance_scale"),
         ({"output_type": "pil"}, "output_type"),
         ({"instruction": ["a", "b"]}, "1 instructions"),
     ],

@@ -77,6 +77,27 @@ def test_language_is_used_only_where_one_instruction_holds(model):
     assert (~holds).any()
 
 
+def test_language_samples_can_be_drawn_from_fresh_instructions(model):
+    only_language = {"actions": 0, "language_and_actions": 0, "none": 0, "whole_sequence": 0}
+    fresh = recipe(**only_language, language=1, fresh_instruction=1, fresh_steps=1)
+    batch = slow_batches(table(), model, fresh)(torch.Generator().manual_seed(0))
+    first = batch.latents[:, 0, batch.num_past - 1, 0, 0].long()
+    assert set((first % 10).tolist()) == {0, 1}
+
+
+def test_only_the_asked_parameters_are_trained():
+    model = tiny_world_model()
+    objective = SlowObjective(model, r"text_encoder\..*|unet\.conv_in\..*")
+    trained = {name for name, value in objective.named_parameters() if value.requires_grad}
+    assert trained == {
+        "unet.conv_in.weight",
+        "unet.conv_in.bias",
+        *(f"text_encoder.{name}" for name, _ in model.text_encoder.named_parameters()),
+    }
+    with pytest.raises(SfvgenError, match="matches no parameter"):
+        SlowObjective(model, "nothing")
+
+
 def test_mixes_come_as_often_as_asked(model):
     mixed = recipe(language=0, actions=0.5, language_and_actions=0, none=0.25, whole_sequence=0.25)
     draw = slow_batches(table(), model, mixed)

@@ -157,6 +157,56 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     assert losses[-1]["step"] == 6
 
 
+FINETUNE = """
+name: tiny
+mixed_precision: "no"
+data: {sources: [{env_id: sfvgen/TabletopReturn-v0, policy: expert, episodes: 3}]}
+autoencoder:
+  decoder_only: true
+  optimisation: {steps: 2, batch_size: 4, learning_rate: 1.0e-2}
+"""
+
+
+def test_going_on_from_a_checkpoint_changes_only_the_recipe_s_stages(store, tiny_checkpoint):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import load_world_model
+
+    (store / "finetune.yaml").write_text(FINETUNE)
+    arguments = ["--recipe", f"{store}/finetune.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{store}/finetuned"]
+    assert main(["train", *arguments]) == 2
+    assert main(["train", *arguments, "--init-from", str(tiny_checkpoint)]) == 0
+    before, after = load_world_model(tiny_checkpoint), load_world_model(store / "finetuned/model")
+
+    def changed(name):
+        old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
+        # The checkpoint is written in half precision.
+        return {key for key in old if (old[key].half() != new[key].half()).any()}
+
+    assert not changed("unet")
+    assert not changed("text_encoder")
+    assert changed("vae")
+    assert all(name.startswith(("decoder", "post_quant_conv")) for name in changed("vae"))
+
+
+def test_going_on_with_other_images_or_actions_is_refused(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import tiny_world_model
+
+    (tmp_path / "finetune.yaml").write_text(FINETUNE)
+    arguments = ["--recipe", f"{tmp_path}/finetune.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from"]
+    for sizes, words in (({"image_size": 32}, "32x32"), ({"action_size": 2}, "model has 2")):
+        from sfvgen_policies.inverse_dynamics import InverseDynamics
+
+        folder = tmp_path / words.replace(" ", "")
+        tiny_world_model(**sizes).save_pretrained(folder)
+        InverseDynamics(block_out_channels=(8, 8)).save_pretrained(folder / "inverse_dynamics")
+        assert main(["train", *arguments, str(folder)]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "100000"))
     command = [sys.executable, "-m", "sfvgen_planner", "train", "--recipe"]
