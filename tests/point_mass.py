@@ -95,6 +95,9 @@ class PointMassWorldModel:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         return (latents * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
 
+    def tokenize(self, instructions: list[str]) -> torch.Tensor:
+        return torch.tensor([[list(DIRECTIONS).index(text)] for text in instructions])
+
     def __call__(
         self,
         past: torch.Tensor,
@@ -102,6 +105,7 @@ class PointMassWorldModel:
         actions: torch.Tensor | None = None,
         num_frames: int | None = None,
         num_inference_steps: int = 4,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | None = None,
         output_type: str = "np",
         common_noise: bool = False,
@@ -122,6 +126,15 @@ class PointMassWorldModel:
         frames = draw(np.clip(path, 0, 1))
         latents = self.encode(frames)
         return SimpleNamespace(latents=latents, frames=frames if output_type == "np" else None)
+
+
+class PointMassSuccessHead(torch.nn.Module):
+    """Success is to be far in the direction that the instruction names."""
+
+    def forward(self, latents: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        frames = (latents * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        ways = np.array(list(DIRECTIONS.values()))[token_ids[:, 0].numpy()]
+        return torch.from_numpy((locate(frames) * ways).sum(-1))
 
 
 class PointMassInverseDynamics:

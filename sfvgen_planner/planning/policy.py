@@ -19,7 +19,7 @@ class PolicyConfig:
     """When :class:`PlanningPolicy` plans again.
 
     Attributes:
-        num_executed_steps: steps of a plan that are executed; the whole plan by default.
+        num_executed_steps: steps of a plan that are executed; one chunk of the model by default.
         max_departure: plan again when the root mean square difference between the present frame
             and the imagined one exceeds this many grey levels (of 255); ``None`` never does.
         min_executed_steps: steps of a plan that are executed before a departure counts, which
@@ -107,7 +107,10 @@ class PlanningPolicy:
             return True
         record = self.plans[-1]
         taken = self.imagination.num_steps - record.step
-        if taken >= (self.config.num_executed_steps or len(record.plan)) or taken < 0:
+        executed = self.config.num_executed_steps
+        if executed is None:
+            executed = self.imagination.world_model.config.num_future_frames
+        if not 0 <= taken < min(executed, len(record.plan)):
             return True
         if self.goal is None and goal != record.goal:
             return True

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from sfvgen_policies.inverse_dynamics import InverseDynamics
+from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan
-from sfvgen_planner.world_model import shipped_folder
-from sfvgen_planner.world_model.checkpoint import loading_errors
+from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
+from sfvgen_planner.world_model.checkpoint import (
+    INVERSE_DYNAMICS_FOLDER,
+    SUCCESS_HEAD_FOLDER,
+    loading_errors,
+)
+from sfvgen_planner.world_model.success_head import SuccessHead
 
 
 @dataclass(frozen=True)
@@ -21,16 +28,23 @@ class VideoPlanConfig:
     """Settings of :class:`VideoPlanner`.
 
     Attributes:
-        num_frames: frames to imagine; a chunk of the model by default.
+        num_samples: videos imagined per plan; with a success head the one that it judges best is
+            taken, else only one is imagined.
+        num_frames: frames to imagine; two chunks of the model by default.
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: how closely the video follows the instruction, at least 1.
     """
 
+    num_samples: int = 8
     num_frames: int | None = None
-    num_inference_steps: int = 4
-    guidance_scale: float = 2.0
+    num_inference_steps: int = 2
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise SfvgenError(
+                f"VideoPlanConfig: num_samples must be at least 1, got {self.num_samples}"
+            )
         if self.num_frames is not None and self.num_frames < 1:
             raise SfvgenError(
                 f"VideoPlanConfig: num_frames must be at least 1, got {self.num_frames}"
@@ -49,36 +63,50 @@ class VideoPlanConfig:
 class VideoPlanner:
     """Instruction -> imagined video -> actions through inverse dynamics (paper, section 3.4).
 
-    The video is imagined under the slow weights and whatever the episode's memory holds.
+    The videos are imagined under the slow weights and whatever the episode's memory holds; the
+    success head picks the one that achieves the instruction best.
 
     Args:
         inverse_dynamics: tells which action leads from one frame to the next.
-        config: length and sampling of the video.
+        config: number, length and sampling of the videos.
+        success_head: judges the frames of several imagined videos; None imagines a single one.
     """
 
     def __init__(
-        self, inverse_dynamics: InverseDynamics, config: VideoPlanConfig | None = None
+        self,
+        inverse_dynamics: InverseDynamics,
+        config: VideoPlanConfig | None = None,
+        success_head: SuccessHead | None = None,
     ) -> None:
         self.inverse_dynamics = inverse_dynamics
+        self.success_head = success_head
         self.config = config or VideoPlanConfig()
 
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path = "tabletop", config: VideoPlanConfig | None = None
     ) -> Self:
-        """Load the inverse dynamics that a world model's checkpoint comes with.
+        """Load the inverse dynamics and the success head of a world model's checkpoint.
 
         Raises:
             SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.
         """
-        folder = shipped_folder(name_or_path) / "inverse_dynamics"
-        if not folder.is_dir():
+        folder = shipped_folder(name_or_path)
+        if not (folder / INVERSE_DYNAMICS_FOLDER).is_dir():
             raise SfvgenError(
-                f"{folder} is missing: planning from video needs a checkpoint with its inverse "
-                "dynamics, as `sfvgen train` writes it"
+                f"{folder / INVERSE_DYNAMICS_FOLDER} is missing: planning from video needs a "
+                "checkpoint with its inverse dynamics, as `sfvgen train` writes it"
             )
         with loading_errors(folder):
-            return cls(InverseDynamics.from_pretrained(folder, use_safetensors=True), config)
+            inverse = InverseDynamics.from_pretrained(
+                folder / INVERSE_DYNAMICS_FOLDER, use_safetensors=True
+            )
+            head = None
+            if (folder / SUCCESS_HEAD_FOLDER).is_dir():
+                head = SuccessHead.from_pretrained(
+                    folder / SUCCESS_HEAD_FOLDER, use_safetensors=True
+                )
+        return cls(inverse.float(), config, None if head is None else head.float())
 
     def reset(self) -> None:
         """Nothing is carried from plan to plan."""
@@ -93,16 +121,42 @@ class VideoPlanner:
             raise SfvgenError(
                 "VideoPlanner plans from an instruction (a str); for a goal image use MPCPlanner"
             )
+        model = imagination.world_model
         future = imagination.imagine(
             instruction=goal,
-            num_frames=self.config.num_frames,
+            num_samples=1 if self.success_head is None else self.config.num_samples,
+            num_frames=self.config.num_frames or 2 * model.config.num_future_frames,
             num_inference_steps=self.config.num_inference_steps,
             guidance_scale=self.config.guidance_scale,
             seed=seed,
         )
-        frames = future.frames[0]
+        scores = self._scores(model, future.latents, goal)
+        best = int(scores.argmax())
+        frames = model.decode(future.latents[best : best + 1])[0]
         before = np.concatenate([imagination.past_frames[-1:], frames[:-1]])
-        return Plan(actions=self.inverse_dynamics.predict(before, frames), frames=frames)
+        return Plan(
+            actions=self.inverse_dynamics.predict(before, frames),
+            frames=frames,
+            cost=None if self.success_head is None else -float(scores[best]),
+            diagnostics={"scores": scores.tolist()},
+        )
+
+    @torch.no_grad()
+    def _scores(self, model: VideoWorldModel, latents: Tensor, instruction: str) -> Tensor:
+        """Log-odds ``(N,)`` that a video ``(N, C, F, h, w)`` achieves the instruction.
+
+        The best moment counts, as the mean of two neighbouring frames, because a single frame may
+        look right by chance; what is imagined after the success does not matter.
+        """
+        if self.success_head is None:
+            return torch.zeros(len(latents))
+        num_samples, _, num_frames = latents.shape[:3]
+        head = self.success_head.to(latents.device)
+        token_ids = model.tokenize([instruction]).to(latents.device)
+        flat = latents.transpose(1, 2).flatten(0, 1).float()
+        logits = head(flat, token_ids.expand(len(flat), -1)).view(num_samples, num_frames)
+        pairs = (logits[:, :-1] + logits[:, 1:]) / 2 if num_frames > 1 else logits
+        return pairs.amax(dim=1).cpu()
 
     def action(self, plan: Plan, step: int, frame: np.ndarray) -> np.ndarray:
         """The action from the real ``frame`` to the imagined next one: the loop is closed."""

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from sfvgen_planner.errors import SfvgenError
 
 MANIFEST = "manifest.json"
+INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
+SUCCESS_HEAD_FOLDER = "success_head"
 _COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 _CHECKED_SUFFIXES = {".json", ".safetensors", ".txt"}
 

@@ -207,17 +207,22 @@ class VideoWorldModel(DiffusionPipeline):
             )
         return 2 * (values - low) / (high - low) - 1
 
-    @torch.no_grad()
-    def encode_instructions(self, instructions: list[str]) -> Tensor:
-        """Hidden states `(batch, tokens, dim)` of the instructions; "" stands for none."""
-        tokens = self.tokenizer(
+    def tokenize(self, instructions: list[str]) -> Tensor:
+        """Token ids `(batch, max_length)` of the instructions, on the CPU."""
+        token_ids: Tensor = self.tokenizer(
             instructions,
             padding="max_length",
             truncation=True,
             max_length=self.text_encoder.config.max_position_embeddings,
             return_tensors="pt",
-        )
-        states: Tensor = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        ).input_ids
+        return token_ids
+
+    @torch.no_grad()
+    def encode_instructions(self, instructions: list[str]) -> Tensor:
+        """Hidden states `(batch, tokens, dim)` of the instructions; "" stands for none."""
+        token_ids = self.tokenize(instructions).to(self.device)
+        states: Tensor = self.text_encoder(token_ids).last_hidden_state
         return states
 
     # ---------------------------------------------------------------- denoising and sampling

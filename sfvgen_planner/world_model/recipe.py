@@ -111,6 +111,14 @@ class InverseDynamicsRecipe(_Section):
     optimisation: Optimisation
 
 
+class SuccessHeadRecipe(_Section):
+    """A head on the latents that tells whether a frame achieves an instruction."""
+
+    hidden_size: int = 96
+    num_blocks: int = 3
+    optimisation: Optimisation
+
+
 class Recipe(_Section):
     """One trained model: its data and its stages; a stage left out is not trained."""
 
@@ -121,6 +129,7 @@ class Recipe(_Section):
     autoencoder: AutoencoderRecipe | None = None
     world_model: WorldModelRecipe | None = None
     inverse_dynamics: InverseDynamicsRecipe | None = None
+    success_head: SuccessHeadRecipe | None = None
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Recipe":

@@ -120,13 +120,7 @@ def slow_batches(
     """
     device = table.frames.device
     conditions = recipe.conditions
-    tokens = model.tokenizer(
-        table.instructions,
-        padding="max_length",
-        truncation=True,
-        max_length=model.text_encoder.config.max_position_embeddings,
-        return_tensors="pt",
-    ).input_ids.to(device)
+    tokens = model.tokenize(table.instructions).to(device)
     lengths = (1, recipe.num_past_frames)
     starts = {past: table.window_starts(past + recipe.num_future_frames) for past in lengths}
     fresh = {

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,24 +17,45 @@ from sfvgen_planner.world_model.autoencoder import (
     calibrate_latents,
     frame_batches,
 )
-from sfvgen_planner.world_model.checkpoint import loading_errors, write_manifest
+from sfvgen_planner.world_model.checkpoint import (
+    INVERSE_DYNAMICS_FOLDER,
+    SUCCESS_HEAD_FOLDER,
+    loading_errors,
+    write_manifest,
+)
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
-from sfvgen_planner.world_model.recipe import Recipe
+from sfvgen_planner.world_model.recipe import Recipe, SuccessHeadRecipe
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
     build_unet,
     slow_batches,
 )
+from sfvgen_planner.world_model.success_head import SuccessHead
+from sfvgen_planner.world_model.success_learning import SuccessObjective, success_batches
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import train
 
 logger = logging.getLogger(__name__)
 
-INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
 FINAL_FOLDER = "model"
+
+
+@dataclass
+class Models:
+    """What a checkpoint folder holds.
+
+    Attributes:
+        world_model: The video world model.
+        inverse_dynamics: Reads actions off its videos.
+        success_head: Judges its videos; None before it is trained.
+    """
+
+    world_model: VideoWorldModel
+    inverse_dynamics: InverseDynamics
+    success_head: SuccessHead | None = None
 
 
 def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None = None) -> Path:
@@ -59,7 +81,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     if models is None:
         _check_recipe(recipe, store)
     else:
-        _check_model(models[0], store)
+        _check_model(models.world_model, store)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,8 +96,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         cpu=not torch.accelerator.is_available(),
     )
     table = FrameTable.from_store(store, accelerator.device)
-    model, inverse = models or _build_models(recipe, store, table.instructions)
-    model.to(accelerator.device)
+    models = models or _build_models(recipe, store, table.instructions)
+    model = models.world_model.to(accelerator.device)
 
     if recipe.autoencoder is not None:
         frozen = model.vae.encoder if recipe.autoencoder.decoder_only else None
@@ -108,7 +130,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         )
     if recipe.inverse_dynamics is not None:
         train(
-            InverseObjective(inverse),
+            InverseObjective(models.inverse_dynamics),
             pair_batches(table, model, recipe.inverse_dynamics.optimisation.batch_size),
             recipe.inverse_dynamics.optimisation,
             out / INVERSE_DYNAMICS_FOLDER,
@@ -116,9 +138,20 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             recipe.seed + 2,
             "inverse dynamics",
         )
+    if recipe.success_head is not None:
+        models.success_head = models.success_head or _build_success_head(recipe.success_head, model)
+        train(
+            SuccessObjective(models.success_head),
+            success_batches(table, model, recipe.success_head),
+            recipe.success_head.optimisation,
+            out / SUCCESS_HEAD_FOLDER,
+            accelerator,
+            recipe.seed + 3,
+            "success head",
+        )
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
-        save_checkpoint(model, inverse, final)
+        save_checkpoint(models, final)
     accelerator.wait_for_everyone()
     return final
 
@@ -156,17 +189,28 @@ def _check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
         )
 
 
-def _load_models(folder: Path) -> tuple[VideoWorldModel, InverseDynamics]:
-    """The world model and the inverse dynamics of a checkpoint folder."""
+def _load_models(folder: Path) -> Models:
+    """All that a checkpoint folder holds, in single precision."""
     model = VideoWorldModel.from_pretrained(folder)
     with loading_errors(folder):
-        inverse = InverseDynamics.from_pretrained(folder / INVERSE_DYNAMICS_FOLDER)
-    return model, inverse.float()
+        inverse = InverseDynamics.from_pretrained(folder / INVERSE_DYNAMICS_FOLDER).float()
+        head = None
+        if (folder / SUCCESS_HEAD_FOLDER).is_dir():
+            head = SuccessHead.from_pretrained(folder / SUCCESS_HEAD_FOLDER).float()
+    return Models(model, inverse, head)
 
 
-def _build_models(
-    recipe: Recipe, store: EpisodeStore, instructions: list[str]
-) -> tuple[VideoWorldModel, InverseDynamics]:
+def _build_success_head(recipe: SuccessHeadRecipe, model: VideoWorldModel) -> SuccessHead:
+    """An untrained head that fits the model's latents and tokens."""
+    return SuccessHead(
+        latent_channels=model.latent_size[0],
+        vocab_size=len(model.tokenizer),
+        hidden_size=recipe.hidden_size,
+        num_blocks=recipe.num_blocks,
+    )
+
+
+def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) -> Models:
     """Untrained models of the recipe's sizes for the store's images and actions."""
     assert recipe.autoencoder is not None
     assert recipe.world_model is not None
@@ -204,19 +248,26 @@ def _build_models(
         block_out_channels=recipe.inverse_dynamics.block_out_channels,
         hidden_size=recipe.inverse_dynamics.hidden_size,
     )
-    return model, inverse
+    return Models(model, inverse)
 
 
-def save_checkpoint(model: VideoWorldModel, inverse: InverseDynamics, folder: Path) -> None:
-    """Write both models in half precision under a temporary name, then rename."""
+def save_checkpoint(models: Models, folder: Path) -> None:
+    """Write all models in half precision under a temporary name, then rename."""
+    model = models.world_model
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    modules = (model.vae, model.text_encoder, model.unet, inverse)
+    heads = {
+        INVERSE_DYNAMICS_FOLDER: models.inverse_dynamics,
+        SUCCESS_HEAD_FOLDER: models.success_head,
+    }
+    modules = [model.vae, model.text_encoder, model.unet, *filter(None, heads.values())]
     for module in modules:
         # Not the module's own `to`, which warns of layers that these models do not have.
         torch.nn.Module.to(module, torch.float16)
     model.save_pretrained(temporary)
-    inverse.save_pretrained(temporary / INVERSE_DYNAMICS_FOLDER)
+    for name, head in heads.items():
+        if head is not None:
+            head.save_pretrained(temporary / name)
     write_manifest(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -25,6 +25,7 @@ from tests.point_mass import (
     SPEED,
     PointMassEnv,
     PointMassInverseDynamics,
+    PointMassSuccessHead,
     PointMassWorldModel,
     draw,
     locate,
@@ -160,6 +161,28 @@ def test_video_planner_reads_the_actions_off_the_video(imagination):
     assert locate(plan.frames[-1]) == pytest.approx(expected, abs=0.01)
     with pytest.raises(SfvgenError, match="instruction"):
         planner.plan(imagination, np.zeros((4, 4, 3), np.uint8))
+
+
+def test_video_planner_takes_the_video_that_the_success_head_judges_best():
+    imagination = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.5))
+    imagination.reset(seed=0)
+    config = VideoPlanConfig(num_samples=6, num_frames=5)
+    planner = VideoPlanner(PointMassInverseDynamics(), config, PointMassSuccessHead())
+    plan = planner.plan(imagination, "left", seed=3)
+    videos = imagination.imagine(instruction="left", num_samples=6, num_frames=5, seed=3)
+    left = -locate(videos.frames)[..., 0]
+    # The best moment of a video is the best mean of two neighbouring frames.
+    best = ((left[:, 1:] + left[:, :-1]) / 2).max(axis=1)
+    assert np.array_equal(plan.frames, videos.frames[best.argmax()])
+    assert plan.diagnostics["scores"] == pytest.approx(best, abs=1e-6)
+    assert plan.cost == pytest.approx(-best.max(), abs=1e-6)
+
+
+def test_without_a_success_head_one_video_is_imagined(imagination):
+    plan = VideoPlanner(PointMassInverseDynamics()).plan(imagination, "left", seed=0)
+    assert imagination.world_model.batch_sizes == [1]
+    assert len(plan) == 2 * imagination.world_model.config.num_future_frames
+    assert plan.cost is None
 
 
 def run(env, policy, num_steps):
