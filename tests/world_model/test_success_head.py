@@ -42,12 +42,14 @@ def test_ends_of_instructions_are_found():
     assert lengths.tolist() == [6, 4, 10]
 
 
-def test_labels_say_whether_the_frame_achieves_the_instruction(model):
+def test_labels_say_whether_the_frame_achieves_the_instruction(model, monkeypatch):
+    def row_number(frames):
+        return (frames[:, :, :4, :4, :1] / 11).permute(0, 4, 1, 2, 3).expand(-1, 4, -1, -1, -1)
+
+    monkeypatch.setattr(model, "encode", row_number)
     draw = success_batches(table(), model, SuccessHeadRecipe(optimisation=OPTIMISATION))
     latents, token_ids, achieved = draw(torch.Generator().manual_seed(0))
-    truth = model.encode(table().frames[None])[0].transpose(0, 1)
-    distance = torch.cdist(latents.flatten(1), truth.flatten(1))
-    rows = distance.argmin(dim=1).tolist()
+    rows = latents.mean(dim=(1, 2, 3)).round().int().tolist()
     tokens = model.tokenize(INSTRUCTIONS)
     told = [int((tokens == ids).all(dim=1).nonzero()[0, 0]) for ids in token_ids]
     true_pairs = {(6, 1), (10, 2), (21, 3)}
