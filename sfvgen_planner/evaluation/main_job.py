@@ -51,7 +51,7 @@ class MainJobConfig:
         num_action_episodes: episodes of each policy that action-conditioned chunks come from.
         num_speed_episodes: episodes that the environment's speed is measured on.
         num_demo_runs: runs of ``sfvgen demo``.
-        num_inference_steps: denoiser calls per chunk.
+        num_inference_steps: denoiser calls per action-conditioned chunk.
         batch_size: chunks imagined at once.
     """
 
@@ -62,7 +62,7 @@ class MainJobConfig:
     num_action_episodes: int = 32
     num_speed_episodes: int = 20
     num_demo_runs: int = 3
-    num_inference_steps: int = 4
+    num_inference_steps: int = 2
     batch_size: int = 16
 
     @classmethod
@@ -188,7 +188,12 @@ def measure_actions(config: MainJobConfig) -> Iterator[Figure]:
     }
     for name, (per_chunk, unit) in values.items():
         per_episode = chunks.episode_means(per_chunk)
-        settings = {"model": config.model, "chunks": len(chunks.past), **ACTION_EPISODES}
+        settings = {
+            "model": config.model,
+            "chunks": len(chunks.past),
+            "num_inference_steps": config.num_inference_steps,
+            **ACTION_EPISODES,
+        }
         groups = {"+".join(ACTION_POLICIES): np.ones(len(episodes), bool)} | {
             policy: np.array(policies) == policy for policy in ACTION_POLICIES
         }

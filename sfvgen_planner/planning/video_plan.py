@@ -30,22 +30,22 @@ class VideoPlanConfig:
     Attributes:
         num_samples: videos imagined per plan; with a success head the one that it judges best is
             taken, else only one is imagined.
-        num_frames: frames to imagine; two chunks of the model by default.
+        num_frames: frames to imagine, enough for the success to come into sight.
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: how closely the video follows the instruction, at least 1.
     """
 
-    num_samples: int = 8
-    num_frames: int | None = None
-    num_inference_steps: int = 2
-    guidance_scale: float = 1.0
+    num_samples: int = 4
+    num_frames: int = 12
+    num_inference_steps: int = 4
+    guidance_scale: float = 2.0
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise SfvgenError(
                 f"VideoPlanConfig: num_samples must be at least 1, got {self.num_samples}"
             )
-        if self.num_frames is not None and self.num_frames < 1:
+        if self.num_frames < 1:
             raise SfvgenError(
                 f"VideoPlanConfig: num_frames must be at least 1, got {self.num_frames}"
             )
@@ -125,7 +125,7 @@ class VideoPlanner:
         future = imagination.imagine(
             instruction=goal,
             num_samples=1 if self.success_head is None else self.config.num_samples,
-            num_frames=self.config.num_frames or 2 * model.config.num_future_frames,
+            num_frames=self.config.num_frames,
             num_inference_steps=self.config.num_inference_steps,
             guidance_scale=self.config.guidance_scale,
             seed=seed,

@@ -11,8 +11,10 @@ from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import SuccessHeadRecipe
 from sfvgen_planner.world_model.success_head import SuccessHead
 
-# Frames this close before an instruction's end may show success already, so they are no negatives.
-_UNCLEAR_STEPS = 3
+# The last frames of an instruction show it achieved, or as good as achieved: the object is where
+# it was asked for while the hand draws back. Frames between those and the negatives are unclear.
+_ACHIEVED_STEPS = 3
+_UNCLEAR_STEPS = 7
 # Of so many other instructions, the one with the most words in common is the negative.
 _CANDIDATES = 4
 
@@ -36,7 +38,7 @@ def success_batches(
     """Frames with instructions that they achieve (2 in 5) or do not (3 in 5).
 
     An instruction counts as achieved when it ended, so the data must come from an expert. Negatives
-    are the same frame with another, similar instruction (2 in 5), and an earlier frame with the
+    are such a frame with another, similar instruction (2 in 5), and a much earlier frame with the
     same instruction (1 in 5).
 
     Raises:
