@@ -25,7 +25,6 @@ from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
 from sfvgen_planner.evaluation.rollout import play, succeeded
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanner
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 
@@ -128,17 +127,17 @@ def run_main_job(
 
 
 def measure_skill(config: MainJobConfig) -> Iterator[Figure]:
-    """Share of single moves that the video planner achieves, with the memory written."""
+    """Share of single moves that the video planner achieves; there is nothing to remember yet."""
     model = load_world_model(config.model).to(config.device)
     planner = VideoPlanner.from_pretrained(config.model)
     planner.inverse_dynamics.to(config.device)
-    env = ImaginationWrapper(make_env(ENV_ID, SKILL), model, EpisodicMemory(model))
+    env = ImaginationWrapper(make_env(ENV_ID, SKILL), model)
     policy = PlanningPolicy(env, planner)
     seeds = config.seeds(config.num_skill_episodes)
     episodes = list(play(env, policy, seeds, "planner"))
     env.close()
     yield _success_rate(
-        "skill_success_rate", episodes, config.device, memory=True, model=config.model, **SKILL
+        "skill_success_rate", episodes, config.device, memory=False, model=config.model, **SKILL
     )
 
 

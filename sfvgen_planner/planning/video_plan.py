@@ -35,7 +35,7 @@ class VideoPlanConfig:
         guidance_scale: how closely the video follows the instruction, at least 1.
     """
 
-    num_samples: int = 4
+    num_samples: int = 2
     num_frames: int = 12
     num_inference_steps: int = 4
     guidance_scale: float = 2.0
