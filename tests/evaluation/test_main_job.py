@@ -37,9 +37,9 @@ def test_parts_are_measured_alone_and_merged(tmp_path, config):
     assert by_name["action_psnr_gain_db"] == pytest.approx(gain)
 
 
-def test_the_skill_is_planned_with_the_memory(tmp_path, config):
+def test_the_skill_is_planned_without_memory(tmp_path, config):
     (figure,) = run_main_job(tmp_path / "a.json", config, ["skill_success_rate"])
-    assert figure.fields["memory"] is True
+    assert figure.fields["memory"] is False
     assert figure.fields["recall"] == "none"
     assert figure.value in (0.0, 1.0)
 
