@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C.
     """
+    _render_without_display()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     logging.basicConfig(
@@ -75,3 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             message += f"; the same command goes on from here: {shlex.join(['sfvgen', *arguments])}"
         print(f"\n{message}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _render_without_display() -> None:
+    """Let MuJoCo use EGL where there is no display; it chooses while it is imported."""
+    displays = ("DISPLAY", "WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in displays):
+        os.environ.setdefault("MUJOCO_GL", "egl")

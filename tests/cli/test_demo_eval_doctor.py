@@ -1,6 +1,9 @@
 """The commands demo, eval and doctor as a user meets them."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -98,3 +101,16 @@ def test_a_full_disk_has_a_remedy(tiny_checkpoint, capsys, monkeypatch):
     monkeypatch.setattr(doctor, "MIN_FREE_GB", 1e9)
     assert main(["doctor", "--model", str(tiny_checkpoint)]) == 1
     assert "FAIL  disk" in told(capsys)[0]
+
+
+def test_doctor_renders_in_a_plain_shell_without_a_display():
+    hidden = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    result = subprocess.run(
+        [sys.executable, "-m", "sfvgen_planner", "doctor"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "ok    rendering" in result.stdout
+    assert result.returncode == 0, result.stdout
