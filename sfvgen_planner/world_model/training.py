@@ -66,7 +66,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
         init_from: A checkpoint folder to go on from; its sizes count, not the recipe's. A recipe
-            without it must have all three stages.
+            without it must have all stages but the success head.
 
     Returns:
         The finished checkpoint folder.
@@ -100,10 +100,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     model = models.world_model.to(accelerator.device)
 
     if recipe.autoencoder is not None:
-        frozen = model.vae.encoder if recipe.autoencoder.decoder_only else None
-        if frozen is not None:
-            for module in (model.vae.encoder, model.vae.quant_conv):
-                module.requires_grad_(False)
+        if recipe.autoencoder.decoder_only:
+            model.vae.encoder.requires_grad_(False)
+            model.vae.quant_conv.requires_grad_(False)
         train(
             AutoencoderObjective(model.vae, recipe.autoencoder, table),
             frame_batches(table, recipe.autoencoder.optimisation.batch_size, model.latent_size),
@@ -113,7 +112,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             recipe.seed,
             "autoencoder",
         )
-        if frozen is None:
+        if not recipe.autoencoder.decoder_only:
             calibrate_latents(model.vae, table)
     model.vae.requires_grad_(False)
     if recipe.world_model is not None:
