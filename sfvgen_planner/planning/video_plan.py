@@ -30,13 +30,13 @@ class VideoPlanConfig:
     Attributes:
         num_samples: videos imagined per plan; with a success head the one that it judges best is
             taken, else only one is imagined.
-        num_frames: frames to imagine, enough for the success to come into sight.
+        num_frames: frames to imagine; one chunk by default.
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: how closely the video follows the instruction, at least 1.
     """
 
     num_samples: int = 2
-    num_frames: int = 12
+    num_frames: int | None = None
     num_inference_steps: int = 4
     guidance_scale: float = 2.0
 
@@ -45,7 +45,7 @@ class VideoPlanConfig:
             raise SfvgenError(
                 f"VideoPlanConfig: num_samples must be at least 1, got {self.num_samples}"
             )
-        if self.num_frames < 1:
+        if self.num_frames is not None and self.num_frames < 1:
             raise SfvgenError(
                 f"VideoPlanConfig: num_frames must be at least 1, got {self.num_frames}"
             )

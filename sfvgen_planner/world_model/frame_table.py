@@ -60,6 +60,14 @@ class FrameTable:
             instructions=instructions,
         )
 
+    def instruction_ends(self) -> Tensor:
+        """For each action the row of the frame at which its instruction is over, `(N,)`."""
+        rows = torch.arange(len(self.remaining), device=self.remaining.device)
+        is_last = torch.ones_like(rows, dtype=torch.bool)
+        is_last[:-1] = (self.elapsed[1:] == 0) | (self.remaining[1:] == 0)
+        ends = torch.where(is_last, rows + 1, len(rows))
+        return ends.flip(0).cummin(0).values.flip(0)
+
     def window_starts(self, num_frames: int) -> Tensor:
         """Rows at which a window of `num_frames` frames of one episode can start, `(M,)`."""
         starts = torch.nonzero(self.remaining >= num_frames - 1).flatten()

@@ -58,7 +58,8 @@ class VideoWorldModel(DiffusionPipeline):
         unet: Denoiser; its input has the latent channels and the condition planes.
         scheduler: Noise schedule and sampler.
         num_past_frames: f_p, the context frames of a usual chunk.
-        num_future_frames: f_g, the frames generated in one chunk.
+        num_future_frames: f_g, the frames generated in one chunk; after a single past frame,
+            f_p - 1 more, because every chunk fills a window of f_p + f_g frames.
         image_size: Height and width of a frame in pixels.
         action_low: Lower bound of each action number, in the environment's units.
         action_high: Upper bound of each action number.
@@ -335,7 +336,8 @@ class VideoWorldModel(DiffusionPipeline):
                 raise SfvgenError(
                     f"{num_frames} frames need {num_frames} actions, got {normalised.shape[1]}"
                 )
-        num_frames = self.config.num_future_frames if num_frames is None else num_frames
+        if num_frames is None:
+            num_frames = self._chunk_frames(self._usual_context(context))
         if num_frames < 1:
             raise SfvgenError(f"num_frames must be at least 1, got {num_frames}")
         texts = instruction if isinstance(instruction, list) else [instruction] * batch
@@ -349,11 +351,13 @@ class VideoWorldModel(DiffusionPipeline):
             no_text_states = states[:1].expand(batch, -1, -1)
 
         chunks = []
-        for start in range(0, num_frames, self.config.num_future_frames):
-            length = min(self.config.num_future_frames, num_frames - start)
+        start = 0
+        while start < num_frames:
+            recent = self._usual_context(context)
+            length = min(self._chunk_frames(recent), num_frames - start)
             chunk_actions = None if normalised is None else normalised[:, start : start + length]
             chunk = self._sample_chunk(
-                self._usual_context(context),
+                recent,
                 text_states,
                 no_text_states,
                 guidance_scale,
@@ -364,6 +368,7 @@ class VideoWorldModel(DiffusionPipeline):
                 common_noise,
             )
             chunks.append(chunk)
+            start += length
             context = torch.cat([context, chunk], dim=2)
         latents = torch.cat(chunks, dim=2)
         frames = self.decode(latents) if output_type == "np" else None
@@ -373,6 +378,11 @@ class VideoWorldModel(DiffusionPipeline):
         """The context lengths that training saw: f_p frames, or a single one."""
         num_past = self.config.num_past_frames
         return context[:, :, -num_past:] if context.shape[2] >= num_past else context[:, :, -1:]
+
+    def _chunk_frames(self, context: Tensor) -> int:
+        """Frames that one chunk adds: the window of training is filled, whatever its past."""
+        window = self.config.num_past_frames + self.config.num_future_frames
+        return int(window - context.shape[2])
 
     def _sample_chunk(
         self,
@@ -422,8 +432,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 def use_trainable_attention(unet: UNet3DConditionModel) -> None:
     """Choose the attention code that is fastest when gradients are needed.
 
-    On a CPU, PyTorch's fused attention has a slow backward for the many short sequences over time;
-    plain matrix products take less than half as long.
+    PyTorch's fused attention is made for long sequences. For the many short ones over time, plain
+    matrix products are faster, on a CPU and, once compiled, on a GPU.
     """
-    if unet.device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
+    unet.set_attn_processor(AttnProcessor())

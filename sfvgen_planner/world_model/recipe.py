@@ -70,16 +70,11 @@ class Conditions(_Section):
         default=0.1, ge=0, description="No condition, no clean frame: what fast learning does."
     )
     single_past_frame: float = Field(
-        default=0.25, ge=0, le=1, description="Share of steps with f_p = 1 instead of the full f_p."
-    )
-    fresh_instruction: float = Field(
-        default=0.5,
+        default=0.25,
         ge=0,
         le=1,
-        description="Share of language samples that begin within `fresh_steps` of their "
-        "instruction, where the words decide what happens.",
+        description="Share of steps with f_p = 1, and f_g longer by as much: same window.",
     )
-    fresh_steps: int = Field(default=2, ge=0)
     context_noise: float = Field(
         default=0.1, ge=0, description="Largest noise on the context, so that rollouts hold."
     )
@@ -93,9 +88,9 @@ class WorldModelRecipe(_Section):
     shift: float = Field(
         default=4.0, gt=0, description="Above 1, training and sampling dwell on high noise."
     )
-    trained_parameters: str = Field(
-        default=".*",
-        description="Regular expression of the parameters to train, such as `unet.conv_in.weight`.",
+    compile: bool = Field(
+        default=False,
+        description="torch.compile the denoiser on a GPU: a minute or two before the first step.",
     )
     unet: UNetRecipe = UNetRecipe()
     text: TextRecipe = TextRecipe()

@@ -1,14 +1,13 @@
 """Slow learning: masked conditional video diffusion on many episodes (paper section 3.1)."""
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 
-from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
@@ -72,17 +71,10 @@ class SlowObjective(nn.Module):
     Samples without context (`context_given` 0) denoise the whole window, as fast learning will.
     """
 
-    def __init__(self, model: VideoWorldModel, trained_parameters: str = ".*") -> None:
+    def __init__(self, model: VideoWorldModel) -> None:
         super().__init__()
         self.unet = model.unet
         self.text_encoder = model.text_encoder
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(re.fullmatch(trained_parameters, name) is not None)
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise SfvgenError(
-                f"trained_parameters {trained_parameters!r} matches no parameter; use names such "
-                "as unet.conv_in.weight or text_encoder.*"
-            )
         self._denoise = model.denoise
         self._scheduler = model.scheduler
 
@@ -115,18 +107,17 @@ def slow_batches(
 ) -> Callable[[torch.Generator], SlowBatch]:
     """Random windows of an encoded table, each with a random mix of conditions.
 
-    Language is used only where one instruction holds over all future frames; elsewhere the
-    sample trains on actions instead.
+    A language sample shows its instruction being followed to the end; from then on it stands
+    still, so that the video of an instruction is whole wherever in it the window begins. Together
+    with actions, language is used only where one instruction holds over all future frames.
     """
     device = table.frames.device
     conditions = recipe.conditions
     tokens = model.tokenize(table.instructions).to(device)
-    lengths = (1, recipe.num_past_frames)
-    starts = {past: table.window_starts(past + recipe.num_future_frames) for past in lengths}
-    fresh = {
-        past: rows[table.elapsed[rows + past - 1] <= conditions.fresh_steps]
-        for past, rows in starts.items()
-    }
+    num_frames = recipe.num_past_frames + recipe.num_future_frames
+    starts = table.window_starts(num_frames)
+    ends = table.instruction_ends()
+    told = {past: _told_starts(table, past) for past in (1, recipe.num_past_frames)}
     mixes = torch.tensor(_mixes(conditions), device=device)
     batch_size = recipe.optimisation.batch_size
 
@@ -134,21 +125,25 @@ def slow_batches(
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator, device=device)
 
-        single = bool(uniform(1) < conditions.single_past_frame)
+        # Drawn on the host: a look at a number on the device would make the host wait for it.
+        host = np.random.default_rng(generator.initial_seed())
+        single = host.random() < conditions.single_past_frame
         num_past = 1 if single else recipe.num_past_frames
         mix = torch.multinomial(mixes, batch_size, replacement=True, generator=generator)
-        language_wanted, actions_given = (mix == 0) | (mix == 2), (mix == 1) | (mix == 2)
-        focus = language_wanted & (uniform(batch_size) < conditions.fresh_instruction)
-        first = _pick(starts[num_past], uniform(batch_size))
-        if len(fresh[num_past]):
-            first = torch.where(focus, _pick(fresh[num_past], uniform(batch_size)), first)
-        rows = first[:, None] + torch.arange(num_past + recipe.num_future_frames, device=device)
+        first = _pick(starts, uniform(batch_size))
+        language = (mix == 0) & (len(told[num_past]) > 0)
+        if len(told[num_past]):
+            first = torch.where(language, _pick(told[num_past], uniform(batch_size)), first)
+        rows = first[:, None] + torch.arange(num_frames, device=device)
+        end = ends[first + num_past - 1, None]
+        rows = torch.where(language[:, None], torch.minimum(rows, end), rows)
         latents = table.frames[rows].float().transpose(1, 2)
         leading = rows[:, num_past - 1 : -1]
-        texts = table.instruction_ids[leading]
-        constant = (texts == texts[:, :1]).all(dim=1)
-        texts = texts[:, 0] * constant
-        actions_given |= language_wanted & (texts == 0)
+        ids = table.instruction_ids[leading]
+        holds = language | ((mix == 2) & (ids == ids[:, :1]).all(dim=1))
+        texts = ids[:, 0] * holds
+        # Where there is no instruction to follow, the sample trains on actions.
+        actions_given = (mix == 1) | (mix == 2) | ((mix == 0) & ~language)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         scale = conditions.context_noise * uniform(batch_size, 1, 1, 1, 1)
         # Half of the contexts stay exact, as observed frames are.
@@ -157,7 +152,7 @@ def slow_batches(
             latents=latents,
             num_past=num_past,
             actions=table.actions[leading],
-            token_ids=tokens[texts * language_wanted],
+            token_ids=tokens[texts],
             actions_given=actions_given.float(),
             context_given=(mix != 4).float(),
             noise=noise,
@@ -171,6 +166,12 @@ def slow_batches(
 def build_scheduler(shift: float = 4.0) -> FlowMatchEulerDiscreteScheduler:
     """Rectified flow: straight paths, so that a few Euler steps suffice."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+
+
+def _told_starts(table: FrameTable, num_past: int) -> Tensor:
+    """Rows at which a window can start whose first future frame follows an instruction, `(M,)`."""
+    starts = torch.nonzero(table.remaining >= num_past).flatten()
+    return starts[table.instruction_ids[starts + num_past - 1] > 0]
 
 
 def _pick(choices: Tensor, uniform: Tensor) -> Tensor:

@@ -90,10 +90,8 @@ def success_batches(
 def _ended_instructions(table: FrameTable) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of the frames at which an instruction ended, its index, and how long it was in force."""
     rows = torch.arange(len(table.remaining), device=table.remaining.device)
-    is_action = table.remaining > 0
-    is_last = torch.ones_like(is_action)
-    is_last[:-1] = (table.elapsed[1:] == 0) | (table.remaining[1:] == 0)
-    ended = rows[is_action & is_last & (table.instruction_ids > 0)]
+    is_last = table.instruction_ends() == rows + 1
+    ended = rows[(table.remaining > 0) & is_last & (table.instruction_ids > 0)]
     return ended + 1, table.instruction_ids[ended], table.elapsed[ended] + 1
 
 

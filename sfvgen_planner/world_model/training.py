@@ -118,8 +118,12 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     if recipe.world_model is not None:
         model.register_modules(scheduler=build_scheduler(recipe.world_model.shift))
         use_trainable_attention(model.unet)
+        if recipe.world_model.compile and accelerator.device.type == "cuda":
+            # One graph for all processes' gradients: they are too few to be worth splitting it.
+            torch._dynamo.config.optimize_ddp = False
+            model.unet.compile(dynamic=False)
         train(
-            SlowObjective(model, recipe.world_model.trained_parameters),
+            SlowObjective(model),
             slow_batches(table.encoded(model), model, recipe.world_model),
             recipe.world_model.optimisation,
             out / "world_model",

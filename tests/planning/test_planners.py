@@ -181,7 +181,7 @@ def test_video_planner_takes_the_video_that_the_success_head_judges_best():
 def test_without_a_success_head_one_video_is_imagined(imagination):
     plan = VideoPlanner(PointMassInverseDynamics()).plan(imagination, "left", seed=0)
     assert imagination.world_model.batch_sizes == [1]
-    assert len(plan) == VideoPlanConfig().num_frames
+    assert len(plan) == imagination.world_model.config.num_future_frames
     assert plan.cost is None
 
 

@@ -82,6 +82,16 @@ def test_chunks_continue_from_the_model_s_own_output(model, past):
     assert torch.allclose(long, torch.cat([first, second], dim=2), atol=1e-5)
 
 
+def test_a_chunk_fills_the_window_whatever_its_past(model, past):
+    """f_p + f_g = 4 + 8 frames: after a single past frame, a chunk is 11 frames long."""
+    assert model(past, generator=seeded(), output_type="latent").latents.shape[2] == 8
+    first = model(past[:, -1:], generator=seeded(), output_type="latent").latents
+    assert first.shape[2] == 11
+    generator = seeded()
+    long = model(past[:, -1:], num_frames=12, generator=generator, output_type="latent").latents
+    assert torch.equal(long[:, :, :11], first)
+
+
 def test_short_past_counts_as_one_frame(model, past):
     three = model(past[:, 1:], num_frames=3, generator=seeded()).latents
     one = model(past[:, -1:], num_frames=3, generator=seeded()).latents

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,13 +38,13 @@ def model():
 
 
 def test_windows_are_consecutive_and_stay_inside_an_episode(model):
-    draw = slow_batches(table(), model, recipe(single_past_frame=0.5))
+    draw = slow_batches(table(), model, recipe(language=0, single_past_frame=0.5))
     seen = set()
     for seed in range(20):
         batch = draw(torch.Generator().manual_seed(seed))
         rows = batch.latents[:, 0, :, 0, 0]
         seen.add(batch.num_past)
-        assert rows.shape[1] == batch.num_past + 8
+        assert rows.shape[1] == 4 + 8
         assert (rows.diff(dim=1) == 1).all()
         assert ((rows[:, 0] < 30) == (rows[:, -1] < 30)).all()
         # Action k leads from frame k to k + 1: the first generated frame's action is the one
@@ -51,51 +53,55 @@ def test_windows_are_consecutive_and_stay_inside_an_episode(model):
     assert seen == {1, 4}
 
 
-def test_language_is_used_only_where_one_instruction_holds(model):
-    draw = slow_batches(
-        table(),
-        model,
-        recipe(
-            language=1,
-            actions=0,
-            language_and_actions=0,
-            none=0,
-            whole_sequence=0,
-            single_past_frame=0,
-        ),
-    )
+def only(**mix):
+    mixes = ["language", "actions", "language_and_actions", "none", "whole_sequence"]
+    none = dict.fromkeys(mixes, 0)
+    return recipe(**{**none, "single_past_frame": 0, **mix})
+
+
+def is_told(model, batch):
+    empty = model.tokenizer("", padding="max_length", max_length=16)["input_ids"]
+    return (batch.token_ids != torch.tensor(empty)).any(dim=1)
+
+
+@pytest.mark.parametrize("single_past_frame", [0, 1])
+def test_a_language_sample_follows_its_instruction_and_then_stands_still(model, single_past_frame):
+    draw = slow_batches(table(), model, only(language=1, single_past_frame=single_past_frame))
+    batch = draw(torch.Generator().manual_seed(0))
+    assert batch.num_past == (1 if single_past_frame else 4)
+    ids, tokens = table().instruction_ids, model.tokenize(table().instructions)
+    for rows, told in zip(batch.latents[:, 0, :, 0, 0].long(), batch.token_ids, strict=True):
+        begin = rows[batch.num_past - 1]
+        # The episodes end at rows 29 and 49, the instructions change at every tenth row.
+        end = min(begin // 10 * 10 + 10, 29 if begin < 30 else 49)
+        assert torch.equal(rows, (rows[0] + torch.arange(12)).clamp(max=end))
+        assert begin < end
+        assert ids[begin] > 0
+        assert torch.equal(told, tokens[ids[begin]])
+    assert not batch.actions_given.any()
+    # The video is told from every moment of an instruction, its last step included.
+    assert set((batch.latents[:, 0, batch.num_past - 1, 0, 0] % 10).tolist()) == set(range(10))
+
+
+def test_language_comes_with_actions_only_where_one_instruction_holds(model):
+    draw = slow_batches(table(), model, only(language_and_actions=1))
     batch = draw(torch.Generator().manual_seed(0))
     first = batch.latents[:, 0, 3, 0, 0].long()
     last = batch.latents[:, 0, -2, 0, 0].long()
     ids = table().instruction_ids
     holds = (ids[first] == ids[last]) & (ids[first] > 0)
-    empty = model.tokenizer("", padding="max_length", max_length=16)["input_ids"]
-    told = (batch.token_ids != torch.tensor(empty)).any(dim=1)
-    assert torch.equal(told, holds)
-    assert torch.equal(batch.actions_given > 0, ~holds)
+    assert torch.equal(is_told(model, batch), holds)
+    assert batch.actions_given.all()
     assert holds.any()
     assert (~holds).any()
 
 
-def test_language_samples_can_be_drawn_from_fresh_instructions(model):
-    only_language = {"actions": 0, "language_and_actions": 0, "none": 0, "whole_sequence": 0}
-    fresh = recipe(**only_language, language=1, fresh_instruction=1, fresh_steps=1)
-    batch = slow_batches(table(), model, fresh)(torch.Generator().manual_seed(0))
-    first = batch.latents[:, 0, batch.num_past - 1, 0, 0].long()
-    assert set((first % 10).tolist()) == {0, 1}
-
-
-def test_only_the_asked_parameters_are_trained():
-    model = tiny_world_model()
-    objective = SlowObjective(model, r"text_encoder\..*|unet\.conv_in\..*")
-    trained = {name for name, value in objective.named_parameters() if value.requires_grad}
-    assert trained == {
-        "unet.conv_in.weight",
-        "unet.conv_in.bias",
-        *(f"text_encoder.{name}" for name, _ in model.text_encoder.named_parameters()),
-    }
-    with pytest.raises(SfvgenError, match="matches no parameter"):
-        SlowObjective(model, "nothing")
+def test_without_instructions_language_samples_train_on_actions(model):
+    untold = replace(table(), instruction_ids=torch.zeros(50, dtype=torch.long))
+    batch = slow_batches(untold, model, only(language=1))(torch.Generator().manual_seed(0))
+    assert batch.actions_given.all()
+    assert not is_told(model, batch).any()
+    assert (batch.latents[:, 0, :, 0, 0].diff(dim=1) == 1).all()
 
 
 def test_mixes_come_as_often_as_asked(model):
