@@ -6,3 +6,9 @@ class SfvgenError(ValueError):
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an :class:`SfvgenError` unless ``condition`` holds."""
+    if not condition:
+        raise SfvgenError(message)

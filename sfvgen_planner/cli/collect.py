@@ -40,7 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Collect what is missing."""
     from sfvgen_planner.data.collect import collect_recipe
-    from sfvgen_planner.data.recipe import DataRecipe
+    from sfvgen_planner.data.recipe import DataRecipe, validated
 
     if args.recipe is not None:
         recipe = DataRecipe.load(args.recipe)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             "frame_skip": args.frame_skip,
             "image_size": args.image_size,
         }
-        recipe = DataRecipe.build(values, "options")
+        recipe = validated(DataRecipe, values, "options")
     store = collect_recipe(recipe, args.out, args.num_workers)
     height, width = store.spec.image_size
     num_frames = sum(store.num_steps) + len(store)

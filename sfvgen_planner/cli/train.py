@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from sfvgen_planner.world_model.recipe import Recipe
     from sfvgen_planner.world_model.training import train_recipe
 
-    recipe = Recipe.from_yaml(Path(args.recipe))
+    recipe = Recipe.load(Path(args.recipe))
     final = train_recipe(
         recipe,
         Path(args.data),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sfvgen_planner.data.camera import camera_frame, proprioception
 from sfvgen_planner.data.environment import action_box
 from sfvgen_planner.data.episode import EpisodeSource
-from sfvgen_planner.data.recipe import DataRecipe
+from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.data.rollout import checked_action
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, require_free_folder
@@ -57,7 +57,7 @@ def collect(
         "policy_kwargs": policy_kwargs or {},
     }
     values = {"sources": [source], "frame_skip": frame_skip, "image_size": image_size}
-    return collect_recipe(DataRecipe.build(values, "collect"), out, num_workers, progress)
+    return collect_recipe(validated(DataRecipe, values, "collect"), out, num_workers, progress)
 
 
 def collect_recipe(

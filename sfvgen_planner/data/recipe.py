@@ -3,13 +3,50 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sfvgen_planner.data.episode import EpisodeSource
 from sfvgen_planner.errors import SfvgenError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The sections of a YAML recipe.
+
+    Raises:
+        SfvgenError: The file cannot be read, or is no YAML with sections.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SfvgenError(f"cannot read the recipe {path}: {reason}") from error
+    if not isinstance(values, dict):
+        raise SfvgenError(f"the recipe {path} has no sections; see recipes/ for examples")
+    return values
+
+
+def validated(model: type[Model], values: object, where: str) -> Model:
+    """Check `values` and make a `model` of them.
+
+    Args:
+        model: A pydantic model.
+        values: Parsed YAML, or keyword arguments.
+        where: What an error message names as the place of the mistake.
+
+    Raises:
+        SfvgenError: A value is missing, unknown or out of range.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        raise SfvgenError(f"{place}: {first['msg']}") from error
 
 
 class DataSource(BaseModel):
@@ -60,36 +97,13 @@ class DataRecipe(BaseModel):
         return self.sources[0].env_id
 
     @classmethod
-    def build(cls, values: object, where: str) -> Self:
-        """Check `values` and make a recipe of them.
-
-        Args:
-            values: Parsed YAML, or keyword arguments.
-            where: What an error message names as the place of the mistake.
-
-        Raises:
-            SfvgenError: A value is missing, unknown or out of range.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join([where, *map(str, first["loc"])])
-            raise SfvgenError(f"{place}: {first['msg']}") from error
-
-    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read the section `data` of a YAML recipe.
 
         Raises:
             SfvgenError: The file cannot be read, is no YAML, or its section `data` is wrong.
         """
-        path = Path(path)
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise SfvgenError(f"cannot read the recipe {path}: {reason}") from error
-        if not isinstance(values, dict) or "data" not in values:
+        values = read_recipe(path)
+        if "data" not in values:
             raise SfvgenError(f"the recipe {path} has no section `data:` with a list of sources")
-        return cls.build(values["data"], f"{path}: data")
+        return validated(cls, values["data"], f"{path}: data")

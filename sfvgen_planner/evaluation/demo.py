@@ -14,7 +14,6 @@ from tqdm import tqdm
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.files import prepare_folder, write_json
 from sfvgen_planner.evaluation.provenance import command_line, git_commit, machine, peak_memory_mb
 from sfvgen_planner.evaluation.report import write_report
 from sfvgen_planner.evaluation.rollout import play, succeeded
@@ -31,6 +30,7 @@ from sfvgen_planner.evaluation.videos import (
     write_film_strip,
     write_mp4,
 )
+from sfvgen_planner.files import prepare_folder, write_json
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import EpisodicMemory, MemoryWrite
 from sfvgen_planner.planning import (

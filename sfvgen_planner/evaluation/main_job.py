@@ -19,11 +19,11 @@ from tqdm import tqdm
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.files import prepare_folder
 from sfvgen_planner.evaluation.metrics import psnr_db
 from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
 from sfvgen_planner.evaluation.rollout import play, succeeded
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
+from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanner
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from sfvgen_planner.evaluation.files import write_text
+from sfvgen_planner.files import write_text
 
 _ARM_NAMES = {"memory_on": "memory on", "memory_off": "memory off"}
 

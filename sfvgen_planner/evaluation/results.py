@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.files import write_text
 from sfvgen_planner.evaluation.provenance import command_line, git_commit, machine, today
 from sfvgen_planner.evaluation.statistics import Estimate
+from sfvgen_planner.files import write_text
 
 
 @dataclass(frozen=True)

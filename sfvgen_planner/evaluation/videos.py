@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sfvgen_planner.evaluation.files import replacing
+from sfvgen_planner.files import replacing
 from sfvgen_planner.planning.policy import PlanRecord
 
 PANEL_SIZE = 256

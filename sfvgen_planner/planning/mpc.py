@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import require
 from sfvgen_planner.imagination import Imagination, ImaginationWrapper
 from sfvgen_planner.planning.objectives import GoalImage, Objective
 from sfvgen_planner.planning.plan import Goal, Plan
@@ -33,15 +33,15 @@ class MPCConfig:
     num_inference_steps: int = 2
 
     def __post_init__(self) -> None:
-        if self.action_block < 1 or self.horizon < 1 or self.horizon % self.action_block:
-            raise SfvgenError(
-                f"MPCConfig: horizon={self.horizon} must be a positive multiple of "
-                f"action_block={self.action_block}"
-            )
-        if self.num_inference_steps < 1:
-            raise SfvgenError(
-                f"MPCConfig: num_inference_steps must be at least 1, got {self.num_inference_steps}"
-            )
+        require(
+            self.action_block >= 1 and self.horizon >= 1 and self.horizon % self.action_block == 0,
+            f"horizon={self.horizon} must be a positive multiple of "
+            f"action_block={self.action_block}",
+        )
+        require(
+            self.num_inference_steps >= 1,
+            f"num_inference_steps must be at least 1, got {self.num_inference_steps}",
+        )
 
 
 class MPCPlanner:

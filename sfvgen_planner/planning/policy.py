@@ -9,7 +9,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import require
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan, Planner
 
@@ -31,20 +31,13 @@ class PolicyConfig:
     min_executed_steps: int = 4
 
     def __post_init__(self) -> None:
-        if self.num_executed_steps is not None and self.num_executed_steps < 1:
-            raise SfvgenError(
-                "PolicyConfig: num_executed_steps must be at least 1, "
-                f"got {self.num_executed_steps}"
-            )
-        if self.max_departure is not None and self.max_departure <= 0:
-            raise SfvgenError(
-                f"PolicyConfig: max_departure must be positive, got {self.max_departure}"
-            )
-        if self.min_executed_steps < 1:
-            raise SfvgenError(
-                f"PolicyConfig: min_executed_steps must be at least 1, "
-                f"got {self.min_executed_steps}"
-            )
+        for name in ("num_executed_steps", "min_executed_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        require(
+            self.max_departure is None or self.max_departure > 0,
+            f"max_departure must be positive, got {self.max_departure}",
+        )
 
 
 @dataclass(frozen=True)

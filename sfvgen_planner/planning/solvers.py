@@ -9,7 +9,7 @@ from typing import Protocol
 import gymnasium as gym
 import torch
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 """Costs ``(N,)`` of candidates ``(N, T, A)`` in env units; within one ``solve`` it must give the
@@ -73,22 +73,22 @@ class CEMConfig:
     num_kept_elites: int = 4
 
     def __post_init__(self) -> None:
-        _require(self.num_samples >= 2, f"num_samples must be at least 2, got {self.num_samples}")
-        _require(
+        require(self.num_samples >= 2, f"num_samples must be at least 2, got {self.num_samples}")
+        require(
             2 <= self.num_elites <= self.num_samples,
             f"num_elites must be from 2 to num_samples={self.num_samples}, got {self.num_elites}",
         )
-        _require(
+        require(
             self.num_iterations >= 1,
             f"num_iterations must be at least 1, got {self.num_iterations}",
         )
-        _require(
+        require(
             0 <= self.min_std <= self.initial_std and self.initial_std > 0,
             f"the spreads must satisfy 0 <= min_std <= initial_std, got min_std={self.min_std} and "
             f"initial_std={self.initial_std}",
         )
-        _require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
-        _require(
+        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        require(
             0 <= self.num_kept_elites <= self.num_elites,
             f"num_kept_elites must be from 0 to num_elites={self.num_elites}, "
             f"got {self.num_kept_elites}",
@@ -155,7 +155,7 @@ class RandomShootingConfig:
     num_samples: int = 64
 
     def __post_init__(self) -> None:
-        _require(self.num_samples >= 1, f"num_samples must be at least 1, got {self.num_samples}")
+        require(self.num_samples >= 1, f"num_samples must be at least 1, got {self.num_samples}")
 
 
 class RandomShooting:
@@ -200,11 +200,11 @@ class _Bounds:
         return actions.clamp(self.low, self.high)
 
     def start(self, horizon: int, initial_mean: torch.Tensor | None) -> torch.Tensor:
-        _require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
+        require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
         shape = (horizon, len(self.low))
         if initial_mean is None:
             return self.middle.expand(shape).clone()
-        _require(
+        require(
             tuple(initial_mean.shape) == shape,
             f"initial_mean must have the shape {shape}, got {tuple(initial_mean.shape)}",
         )
@@ -221,13 +221,13 @@ class _Bounds:
 def _ranked(cost_fn: CostFunction, candidates: torch.Tensor) -> torch.Tensor:
     """Costs on the CPU, with whatever is not finite ranking last."""
     costs = cost_fn(candidates).detach().to("cpu", torch.float32)
-    _require(
+    require(
         costs.shape == (len(candidates),),
         f"the cost function must return one cost for each of the {len(candidates)} candidates, "
         f"got the shape {tuple(costs.shape)}",
     )
     finite = torch.isfinite(costs)
-    _require(bool(finite.any()), "no candidate has a finite cost; check the objective")
+    require(bool(finite.any()), "no candidate has a finite cost; check the objective")
     return torch.where(finite, costs, torch.inf)
 
 
@@ -238,8 +238,3 @@ def _generator(seed: int | None) -> torch.Generator:
     else:
         generator.manual_seed(seed)
     return generator
-
-
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise SfvgenError(f"Solver: {otherwise}")

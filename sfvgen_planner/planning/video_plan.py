@@ -11,15 +11,11 @@ import torch
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import Tensor
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan
 from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
-from sfvgen_planner.world_model.checkpoint import (
-    INVERSE_DYNAMICS_FOLDER,
-    SUCCESS_HEAD_FOLDER,
-    loading_errors,
-)
+from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.success_head import SuccessHead
 
 
@@ -41,23 +37,9 @@ class VideoPlanConfig:
     guidance_scale: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise SfvgenError(
-                f"VideoPlanConfig: num_samples must be at least 1, got {self.num_samples}"
-            )
-        if self.num_frames is not None and self.num_frames < 1:
-            raise SfvgenError(
-                f"VideoPlanConfig: num_frames must be at least 1, got {self.num_frames}"
-            )
-        if self.num_inference_steps < 1:
-            raise SfvgenError(
-                "VideoPlanConfig: num_inference_steps must be at least 1, "
-                f"got {self.num_inference_steps}"
-            )
-        if not self.guidance_scale >= 1:
-            raise SfvgenError(
-                f"VideoPlanConfig: guidance_scale must be at least 1, got {self.guidance_scale}"
-            )
+        for name in ("num_samples", "num_frames", "num_inference_steps", "guidance_scale"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
 
 
 class VideoPlanner:
@@ -91,22 +73,8 @@ class VideoPlanner:
         Raises:
             SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.
         """
-        folder = shipped_folder(name_or_path)
-        if not (folder / INVERSE_DYNAMICS_FOLDER).is_dir():
-            raise SfvgenError(
-                f"{folder / INVERSE_DYNAMICS_FOLDER} is missing: planning from video needs a "
-                "checkpoint with its inverse dynamics, as `sfvgen train` writes it"
-            )
-        with loading_errors(folder):
-            inverse = InverseDynamics.from_pretrained(
-                folder / INVERSE_DYNAMICS_FOLDER, use_safetensors=True
-            )
-            head = None
-            if (folder / SUCCESS_HEAD_FOLDER).is_dir():
-                head = SuccessHead.from_pretrained(
-                    folder / SUCCESS_HEAD_FOLDER, use_safetensors=True
-                )
-        return cls(inverse.float(), config, None if head is None else head.float())
+        heads = load_heads(shipped_folder(name_or_path))
+        return cls(heads.inverse_dynamics, config, heads.success_head)
 
     def reset(self) -> None:
         """Nothing is carried from plan to plan."""

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from sfvgen_planner.data.recipe import DataRecipe
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
 
 
 class _Section(BaseModel):
@@ -127,21 +125,10 @@ class Recipe(_Section):
     success_head: SuccessHeadRecipe | None = None
 
     @classmethod
-    def from_yaml(cls, path: Path) -> "Recipe":
+    def load(cls, path: Path) -> "Recipe":
         """Read a recipe.
 
         Raises:
             SfvgenError: The file is missing, is no YAML, or a key or value is wrong.
         """
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
-        except OSError as error:
-            raise SfvgenError(
-                f"the recipe {path} can't be read ({error.strerror}); see recipes/ for examples"
-            ) from error
-        except yaml.YAMLError as error:
-            raise SfvgenError(f"the recipe {path} is not valid YAML: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise SfvgenError(f"the recipe {path} is wrong at {place}: {first['msg']}") from error
+        return validated(cls, read_recipe(path), str(path))

@@ -22,10 +22,13 @@ from sfvgen_planner.world_model.recipe import Optimisation
 
 KEPT_CHECKPOINTS = 2
 
+DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
+"""Draws one process's batch; all its randomness comes from the generator."""
+
 
 def train(
     module: nn.Module,
-    draw_batch: Callable[[torch.Generator], tuple[Any, ...]],
+    draw_batch: DrawBatch,
     optimisation: Optimisation,
     folder: Path,
     accelerator: Accelerator,

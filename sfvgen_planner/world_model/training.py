@@ -1,4 +1,4 @@
-"""The three training stages of a recipe, and the checkpoint folder they end in."""
+"""The training stages of a recipe, and the checkpoint folder they end in."""
 
 import logging
 import shutil
@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from sfvgen_policies.inverse_dynamics import InverseDynamics
+from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.world_model.autoencoder import (
     AutoencoderObjective,
     build_autoencoder,
@@ -20,13 +22,13 @@ from sfvgen_planner.world_model.autoencoder import (
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
     SUCCESS_HEAD_FOLDER,
-    loading_errors,
     write_manifest,
 )
 from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
-from sfvgen_planner.world_model.recipe import Recipe, SuccessHeadRecipe
+from sfvgen_planner.world_model.recipe import Optimisation, Recipe, SuccessHeadRecipe
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
@@ -36,10 +38,12 @@ from sfvgen_planner.world_model.slow_learning import (
 from sfvgen_planner.world_model.success_head import SuccessHead
 from sfvgen_planner.world_model.success_learning import SuccessObjective, success_batches
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
-from sfvgen_planner.world_model.trainer import train
+from sfvgen_planner.world_model.trainer import DrawBatch, train
 
 logger = logging.getLogger(__name__)
 
+STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, SUCCESS_HEAD_FOLDER)
+"""In the order of training; each stage's checkpoints go to a folder of its name."""
 FINAL_FOLDER = "model"
 
 
@@ -82,12 +86,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         _check_recipe(recipe, store)
     else:
         _check_model(models.world_model, store)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SfvgenError(
-            f"can't write to {out} ({error.strerror}); give another --out folder"
-        ) from error
+    prepare_folder(out)
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(
@@ -99,18 +98,20 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     models = models or _build_models(recipe, store, table.instructions)
     model = models.world_model.to(accelerator.device)
 
+    def learn(stage: str, objective: nn.Module, draw_batch: DrawBatch, how: Optimisation) -> None:
+        seed = recipe.seed + STAGES.index(stage)
+        train(objective, draw_batch, how, out / stage, accelerator, seed, stage.replace("_", " "))
+
     if recipe.autoencoder is not None:
+        how = recipe.autoencoder.optimisation
         if recipe.autoencoder.decoder_only:
             model.vae.encoder.requires_grad_(False)
             model.vae.quant_conv.requires_grad_(False)
-        train(
-            AutoencoderObjective(model.vae, recipe.autoencoder, table),
-            frame_batches(table, recipe.autoencoder.optimisation.batch_size, model.latent_size),
-            recipe.autoencoder.optimisation,
-            out / "autoencoder",
-            accelerator,
-            recipe.seed,
+        learn(
             "autoencoder",
+            AutoencoderObjective(model.vae, recipe.autoencoder, table),
+            frame_batches(table, how.batch_size, model.latent_size),
+            how,
         )
         if not recipe.autoencoder.decoder_only:
             calibrate_latents(model.vae, table)
@@ -122,35 +123,27 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             # One graph for all processes' gradients: they are too few to be worth splitting it.
             torch._dynamo.config.optimize_ddp = False
             model.unet.compile(dynamic=False)
-        train(
+        learn(
+            "world_model",
             SlowObjective(model),
             slow_batches(table.encoded(model), model, recipe.world_model),
             recipe.world_model.optimisation,
-            out / "world_model",
-            accelerator,
-            recipe.seed + 1,
-            "world model",
         )
     if recipe.inverse_dynamics is not None:
-        train(
+        how = recipe.inverse_dynamics.optimisation
+        learn(
+            INVERSE_DYNAMICS_FOLDER,
             InverseObjective(models.inverse_dynamics),
-            pair_batches(table, model, recipe.inverse_dynamics.optimisation.batch_size),
-            recipe.inverse_dynamics.optimisation,
-            out / INVERSE_DYNAMICS_FOLDER,
-            accelerator,
-            recipe.seed + 2,
-            "inverse dynamics",
+            pair_batches(table, model, how.batch_size),
+            how,
         )
     if recipe.success_head is not None:
         models.success_head = models.success_head or _build_success_head(recipe.success_head, model)
-        train(
+        learn(
+            SUCCESS_HEAD_FOLDER,
             SuccessObjective(models.success_head),
             success_batches(table, model, recipe.success_head),
             recipe.success_head.optimisation,
-            out / SUCCESS_HEAD_FOLDER,
-            accelerator,
-            recipe.seed + 3,
-            "success head",
         )
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
@@ -194,13 +187,7 @@ def _check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
 
 def _load_models(folder: Path) -> Models:
     """All that a checkpoint folder holds, in single precision."""
-    model = VideoWorldModel.from_pretrained(folder)
-    with loading_errors(folder):
-        inverse = InverseDynamics.from_pretrained(folder / INVERSE_DYNAMICS_FOLDER).float()
-        head = None
-        if (folder / SUCCESS_HEAD_FOLDER).is_dir():
-            head = SuccessHead.from_pretrained(folder / SUCCESS_HEAD_FOLDER).float()
-    return Models(model, inverse, head)
+    return Models(VideoWorldModel.from_pretrained(folder), *load_heads(folder))
 
 
 def _build_success_head(recipe: SuccessHeadRecipe, model: VideoWorldModel) -> SuccessHead:

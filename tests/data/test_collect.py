@@ -18,6 +18,7 @@ from sfvgen_planner.data import (
     collect,
     collect_recipe,
 )
+from sfvgen_planner.data.recipe import validated
 from sfvgen_planner.errors import SfvgenError
 from tests.data.counting_env import COUNTING, SCRIPTED, expected_actions, expected_frame, num_steps
 
@@ -99,7 +100,7 @@ def test_more_episodes_and_other_sources_are_appended(tmp_path: Path) -> None:
         sources = [{**source, "episodes": first}]
         if second:
             sources.append({**source, "policy": "random", "episodes": second, "seed": 50})
-        return DataRecipe.build({"sources": sources}, "test")
+        return validated(DataRecipe, {"sources": sources}, "test")
 
     out = tmp_path / "store"
     collect_recipe(recipe(2, 0), out, progress=False)

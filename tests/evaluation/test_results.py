@@ -6,9 +6,9 @@ from datetime import date
 import pytest
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.files import prepare_folder, replacing, write_json
 from sfvgen_planner.evaluation.provenance import git_commit, machine
 from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
+from sfvgen_planner.files import prepare_folder, replacing, write_json
 
 KEYS = {
     "name", "value", "unit", "ci95", "episodes", "seeds", "command", "machine", "git_commit", "date"

@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path):
     [
         (("steps: 6", "steps: 0"), "world_model.optimisation.steps"),
         (("name: tiny", "nam: tiny"), "nam"),
-        (("data:", "data"), "not valid YAML|wrong at"),
+        (("data:", "data"), "cannot read the recipe"),
     ],
 )
 def test_wrong_recipe_is_one_sentence(store, tmp_path, capsys, change, words):
