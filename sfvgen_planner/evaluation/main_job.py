@@ -7,29 +7,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from sfvgen_policies import make_policy
 from tqdm import tqdm
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation.chunks import Chunks, imagine_frames, place_error_px
+from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.metrics import psnr_db
-from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
+from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, succeeded
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
-from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanner
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
-
-HELD_OUT_SEED = 100_000
-"""First seed of the evaluation episodes; training recipes stay below it."""
 
 SKILL: dict[str, Any] = {"level": 1, "recall": "none"}
 HARDEST: dict[str, Any] = {"level": 4}
@@ -39,91 +34,24 @@ ACTION_POLICIES = ("expert", "random")
 
 
 @dataclass(frozen=True)
-class MainJobConfig:
+class MainJobConfig(EvaluationConfig):
     """Size of the evaluation.
 
     Attributes:
-        model: shipped name or checkpoint folder.
-        device: of the model; by default the GPU where there is one.
         num_skill_episodes: episodes of the planner and of the random policy.
         num_expert_episodes: episodes of the expert, for each kind of recall.
         num_action_episodes: episodes of each policy that action-conditioned chunks come from.
         num_speed_episodes: episodes that the environment's speed is measured on.
         num_demo_runs: runs of ``sfvgen demo``.
         num_inference_steps: denoiser calls per action-conditioned chunk.
-        batch_size: chunks imagined at once.
     """
 
-    model: str = "tabletop"
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     num_skill_episodes: int = 100
     num_expert_episodes: int = 200
     num_action_episodes: int = 32
     num_speed_episodes: int = 20
     num_demo_runs: int = 3
     num_inference_steps: int = 2
-    batch_size: int = 16
-
-    @classmethod
-    def of(cls, model: str, device: str | None = None, num_episodes: int | None = None) -> Self:
-        """Sizes from the command line: ``num_episodes``, where given, is that of every part.
-
-        Raises:
-            SfvgenError: the device or the number is no good.
-        """
-        if num_episodes is not None and num_episodes < 1:
-            raise SfvgenError(f"at least 1 episode is needed, got {num_episodes}")
-        config = cls(model=model)
-        if device is not None:
-            try:
-                torch.empty(0, device=device)
-            except (RuntimeError, AssertionError) as error:
-                raise SfvgenError(f"the device {device!r} cannot be used: {error}") from error
-            config = replace(config, device=device)
-        if num_episodes is None:
-            return config
-        return replace(
-            config,
-            num_skill_episodes=num_episodes,
-            num_expert_episodes=num_episodes,
-            num_action_episodes=num_episodes,
-            num_speed_episodes=num_episodes,
-            num_demo_runs=1,
-        )
-
-    def seeds(self, count: int) -> range:
-        """The first ``count`` held-out seeds."""
-        return range(HELD_OUT_SEED, HELD_OUT_SEED + count)
-
-
-def run_main_job(
-    out: Path, config: MainJobConfig, only: Sequence[str] | None = None
-) -> list[Figure]:
-    """Measure the figures of the main job and merge them into the result file ``out``.
-
-    Each part is written as soon as it is measured, so an interrupted run loses one part only.
-
-    Args:
-        out: the result file.
-        config: sizes.
-        only: figures to measure; all by default. Figures that come from one measurement are
-            written together.
-
-    Raises:
-        SfvgenError: a figure is unknown, or ``out`` cannot be written.
-    """
-    names = list(FIGURES if only is None else only)
-    for name in names:
-        if name not in FIGURES:
-            raise SfvgenError(f"there is no figure {name!r}; choose from {', '.join(FIGURES)}")
-    prepare_folder(out.parent)
-    read_rows(out)
-    figures: list[Figure] = []
-    for part in dict.fromkeys(FIGURES[name] for name in names):
-        measured = list(part(config))
-        merge_figures(out, measured)
-        figures += measured
-    return figures
 
 
 def measure_skill(config: MainJobConfig) -> Iterator[Figure]:
@@ -172,9 +100,9 @@ def measure_actions(config: MainJobConfig) -> Iterator[Figure]:
         policies += [policy] * len(seeds)
         env.close()
     chunks = Chunks.cut(episodes, model.config.num_past_frames, model.config.num_future_frames)
-    imagined = _imagine(model, chunks.past, chunks.actions, config, "chunks")
+    imagined = _imagine(model, chunks, chunks.actions, config, "chunks")
     shuffled = chunks.actions[chunks.shuffled()]
-    misled = _imagine(model, chunks.past, shuffled, config, "chunks, shuffled actions")
+    misled = _imagine(model, chunks, shuffled, config, "chunks, shuffled actions")
     still = np.repeat(chunks.past[:, -1:], chunks.future.shape[1], axis=1)
     model_db, still_db = psnr_db(imagined, chunks.future), psnr_db(still, chunks.future)
     end = locate_gripper(chunks.future[:, -1])
@@ -182,8 +110,8 @@ def measure_actions(config: MainJobConfig) -> Iterator[Figure]:
         "action_psnr_gain_db": (model_db - still_db, "dB"),
         "imagined_psnr_db": (model_db, "dB"),
         "copied_last_frame_psnr_db": (still_db, "dB"),
-        "gripper_error_px": (gripper_error_px(imagined[:, -1], end), "px of 64"),
-        "gripper_error_px_shuffled_actions": (gripper_error_px(misled[:, -1], end), "px of 64"),
+        "gripper_error_px": (_gripper_error_px(imagined, end), "px of 64"),
+        "gripper_error_px_shuffled_actions": (_gripper_error_px(misled, end), "px of 64"),
     }
     for name, (per_chunk, unit) in values.items():
         per_episode = chunks.episode_means(per_chunk)
@@ -254,78 +182,21 @@ FIGURES: dict[str, Callable[[MainJobConfig], Iterable[Figure]]] = {
 """Figure to the measurement that it comes from."""
 
 
-@dataclass(frozen=True, eq=False)
-class Chunks:
-    """Windows cut from episodes.
-
-    Attributes:
-        past: ``(N, P, H, W, 3)`` uint8.
-        future: the frames after it ``(N, F, H, W, 3)`` uint8.
-        actions: ``(N, F, A)``; entry k leads to future frame k.
-        episode: index ``(N,)`` of the episode each was cut from.
-    """
-
-    past: np.ndarray
-    future: np.ndarray
-    actions: np.ndarray
-    episode: np.ndarray
-
-    @classmethod
-    def cut(cls, episodes: Sequence[Episode], num_past: int, num_future: int) -> Chunks:
-        """All chunks with a full past, one after the other; futures do not overlap."""
-        past, future, actions, owner = [], [], [], []
-        for index, episode in enumerate(episodes):
-            for now in range(num_past, len(episode) - num_future + 2, num_future):
-                past.append(episode.frames[now - num_past : now])
-                future.append(episode.frames[now : now + num_future])
-                actions.append(episode.actions[now - 1 : now - 1 + num_future])
-                owner.append(index)
-        if not owner:
-            raise SfvgenError(f"no episode is long enough for a chunk of {num_future} frames")
-        return cls(np.stack(past), np.stack(future), np.stack(actions), np.array(owner))
-
-    def shuffled(self) -> np.ndarray:
-        """For each chunk the index of another, of another episode if none has half of them."""
-        longest = int(np.bincount(self.episode).max())
-        return np.roll(np.arange(len(self.episode)), longest)
-
-    def episode_means(self, values: np.ndarray) -> np.ndarray:
-        """Mean of ``values`` ``(N,)`` over each episode's chunks; NaN where it has none."""
-        counts = np.bincount(self.episode)
-        with np.errstate(invalid="ignore"):
-            return np.bincount(self.episode, weights=values) / counts
-
-
-def gripper_error_px(frames: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Distance [px] from the gripper in imagined frames ``(N, H, W, 3)`` to its real place (N, 2).
-
-    A gripper that is not in the imagined picture at all counts as off by the picture's width.
-    """
-    distance = np.linalg.norm(locate_gripper(frames) - real, axis=-1)
-    return np.where(np.isnan(distance), float(frames.shape[-2]), distance)
-
-
 def _imagine(
-    model: VideoWorldModel,
-    past: np.ndarray,
-    actions: np.ndarray,
-    config: MainJobConfig,
-    description: str,
+    model: VideoWorldModel, chunks: Chunks, actions: np.ndarray, config: MainJobConfig, what: str
 ) -> np.ndarray:
-    generator = torch.Generator().manual_seed(0)
-    starts = range(0, len(past), config.batch_size)
-    frames: list[np.ndarray] = []
-    for start in tqdm(starts, desc=description, unit="batch", dynamic_ncols=True):
-        rows = slice(start, start + config.batch_size)
-        output = model(
-            past[rows],
-            actions=actions[rows],
-            num_inference_steps=config.num_inference_steps,
-            generator=generator,
-            output_type="latent",
-        )
-        frames.append(model.decode(output.latents))
-    return np.concatenate(frames)
+    return imagine_frames(
+        model,
+        chunks.past,
+        actions=actions,
+        num_inference_steps=config.num_inference_steps,
+        batch_size=config.batch_size,
+        description=what,
+    )
+
+
+def _gripper_error_px(imagined: np.ndarray, end: np.ndarray) -> np.ndarray:
+    return place_error_px(locate_gripper(imagined[:, -1]), end, imagined.shape[-2])
 
 
 def _success_rate(

@@ -57,14 +57,27 @@ class Figure:
         **fields: Any,
     ) -> Figure:
         """A figure from one value per episode, measured now by this process."""
-        estimate = Estimate.of(values)
+        return cls.of_estimate(name, Estimate.of(values), unit, seeds, device, **fields)
+
+    @classmethod
+    def of_estimate(
+        cls,
+        name: str,
+        estimate: Estimate,
+        unit: str,
+        seeds: Iterable[int],
+        device: Any = "cpu",
+        **fields: Any,
+    ) -> Figure:
+        """A figure from an estimate over one episode per seed."""
+        used = [int(seed) for seed in seeds]
         return cls(
             name=name,
             value=estimate.mean,
             unit=unit,
             ci95=estimate.ci95,
-            episodes=len(values),
-            seeds=[int(seed) for seed in seeds],
+            episodes=len(used),
+            seeds=used,
             command=command_line(),
             machine=machine(device),
             git_commit=git_commit(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from sfvgen_planner.errors import SfvgenError
 
 NUM_RESAMPLES = 10_000
+NUM_STATISTIC_RESAMPLES = 1_000
 _BLOCK = 1_000
 
 
@@ -43,3 +44,74 @@ class Estimate:
         ]
         low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
         return cls(float(sample.mean()), (float(low), float(high)))
+
+    @classmethod
+    def of_statistic(
+        cls,
+        statistic: Callable[[np.ndarray, np.ndarray], float],
+        labels: Sequence[np.ndarray],
+        probabilities: Sequence[np.ndarray],
+        seed: int = 0,
+    ) -> Estimate:
+        """A statistic of all frames of all episodes; whole episodes are resampled, 1,000 times.
+
+        Args:
+            statistic: of labels and probabilities ``(N,)``; NaN where a resample has none.
+            labels: one array ``(T,)`` of truths per episode.
+            probabilities: likewise, in [0, 1].
+            seed: of the resampling.
+
+        Raises:
+            SfvgenError: the episodes as they are have no such statistic.
+        """
+        value = statistic(np.concatenate(labels), np.concatenate(probabilities))
+        if not np.isfinite(value):
+            raise SfvgenError("the statistic needs episodes with both true and false labels")
+        rng = np.random.default_rng(seed)
+        resampled = []
+        for _ in range(NUM_STATISTIC_RESAMPLES):
+            rows = rng.integers(len(labels), size=len(labels))
+            some = [labels[row] for row in rows], [probabilities[row] for row in rows]
+            resampled.append(statistic(np.concatenate(some[0]), np.concatenate(some[1])))
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
+        return cls(float(value), (float(low), float(high)))
+
+
+def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Chance that a true case scores higher than a false one, ties counting half.
+
+    Args:
+        labels: ``(N,)`` bool.
+        scores: ``(N,)``.
+
+    Returns:
+        In [0, 1]; NaN where all labels are alike.
+    """
+    truth = np.asarray(labels, bool)
+    num_true, num_false = int(truth.sum()), int((~truth).sum())
+    if not num_true or not num_false:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # The mean rank of each tie: the Mann-Whitney statistic.
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    above = ranks[truth].sum() - num_true * (num_true + 1) / 2
+    return float(above / (num_true * num_false))
+
+
+def expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15
+) -> float:
+    """Mean distance between how sure and how right, over bins of equal width (Guo et al., 2017).
+
+    Args:
+        labels: ``(N,)`` bool.
+        probabilities: ``(N,)`` in [0, 1].
+        num_bins: of the probabilities.
+
+    Returns:
+        In [0, 1].
+    """
+    bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
+    sure = np.bincount(bins, probabilities, num_bins)
+    right = np.bincount(bins, np.asarray(labels, float), num_bins)
+    return float(np.abs(sure - right).sum() / len(bins))

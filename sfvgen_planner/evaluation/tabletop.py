@@ -21,16 +21,42 @@ def locate_gripper(frames: np.ndarray) -> np.ndarray:
     """
     red, green, blue = np.moveaxis(frames.astype(np.float64), -1, 0)
     # How far a pixel is purple: red and blue, but not green. Pads and cubes have no such colour.
-    purple = np.minimum(red, blue) - green
-    weight = np.where(purple > _PURPLE_THRESHOLD, purple, 0.0)
+    return _centroid(np.minimum(red, blue) - green, _PURPLE_THRESHOLD)
+
+
+def locate_cube(frames: np.ndarray, colour: str) -> np.ndarray:
+    """Find a cube in pictures, real or imagined.
+
+    Args:
+        frames: ``(..., H, W, 3)`` uint8.
+        colour: one of the environment's cube colours: red, green, blue, yellow.
+
+    Returns:
+        ``(..., 2)``: x to the right and y down in pixels, the centroid of what is seen of it; NaN
+        where there is nothing of its colour.
+    """
+    red, green, blue = np.moveaxis(frames.astype(np.float64), -1, 0)
+    vividness = {
+        "red": red - np.maximum(green, blue),
+        "green": green - np.maximum(red, blue),
+        "blue": blue - np.maximum(red, green),
+        "yellow": np.minimum(red, green) - blue,
+    }
+    return _centroid(vividness[colour], _VIVID_THRESHOLD)
+
+
+def _centroid(strength: np.ndarray, threshold: float) -> np.ndarray:
+    """Centre ``(..., 2)`` of the pixels ``(..., H, W)`` above a threshold, weighted by strength."""
+    weight = np.where(strength > threshold, strength, 0.0)
     total = weight.sum(axis=(-2, -1))
-    x = np.arange(frames.shape[-2]) + 0.5
-    y = np.arange(frames.shape[-3]) + 0.5
+    x, y = (np.arange(size) + 0.5 for size in (strength.shape[-1], strength.shape[-2]))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.stack([(weight.sum(-2) @ x) / total, (weight.sum(-1) @ y) / total], axis=-1)
 
 
 _PURPLE_THRESHOLD = 40.0
+_VIVID_THRESHOLD = 75.0
+"""Pads have the cubes' hues, but stay below this."""
 
 
 def recall_distance_m(episode: Episode) -> float:

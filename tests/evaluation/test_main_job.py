@@ -5,7 +5,8 @@ import json
 import pytest
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.main_job import FIGURES, MainJobConfig, run_main_job
+from sfvgen_planner.evaluation.main_job import FIGURES, MainJobConfig
+from sfvgen_planner.evaluation.measure import measure
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def config(tiny_checkpoint):
 
 def test_parts_are_measured_alone_and_merged(tmp_path, config):
     out = tmp_path / "new" / "main_job.json"
-    run_main_job(out, config, ["expert_success_rate"])
-    run_main_job(out, config, ["skill_success_rate_random", "gripper_error_px"])
+    measure(out, config, FIGURES, ["expert_success_rate"])
+    measure(out, config, FIGURES, ["skill_success_rate_random", "gripper_error_px"])
     rows = json.loads(out.read_text())["figures"]
     names = {row["name"] for row in rows}
     # Figures of one measurement come together.
@@ -38,20 +39,20 @@ def test_parts_are_measured_alone_and_merged(tmp_path, config):
 
 
 def test_the_skill_is_planned_without_memory(tmp_path, config):
-    (figure,) = run_main_job(tmp_path / "a.json", config, ["skill_success_rate"])
+    (figure,) = measure(tmp_path / "a.json", config, FIGURES, ["skill_success_rate"])
     assert figure.fields["memory"] is False
     assert figure.fields["recall"] == "none"
     assert figure.value in (0.0, 1.0)
 
 
 def test_speed_is_measured(tmp_path, config):
-    (figure,) = run_main_job(tmp_path / "a.json", config, ["env_frames_per_second"])
+    (figure,) = measure(tmp_path / "a.json", config, FIGURES, ["env_frames_per_second"])
     assert figure.value > 0
 
 
 def test_unknown_figures_and_devices_are_refused(tmp_path, config):
     with pytest.raises(SfvgenError, match="skill_success_rate"):
-        run_main_job(tmp_path / "a.json", config, ["skill"])
+        measure(tmp_path / "a.json", config, FIGURES, ["skill"])
     with pytest.raises(SfvgenError, match="device"):
         MainJobConfig.of("tabletop", "abacus")
     with pytest.raises(SfvgenError, match="episode"):

@@ -5,7 +5,7 @@ import pytest
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
-from sfvgen_planner.evaluation.main_job import Chunks, gripper_error_px
+from sfvgen_planner.evaluation.chunks import Chunks, place_error_px
 from sfvgen_planner.evaluation.metrics import MAX_PSNR_DB, psnr_db
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
 
@@ -48,7 +48,16 @@ def test_the_gripper_is_found_where_the_simulator_puts_it():
 def test_a_picture_without_a_gripper_counts_as_a_whole_width():
     blank = np.full((2, 64, 64, 3), 200, np.uint8)
     assert np.isnan(locate_gripper(blank)).all()
-    assert gripper_error_px(blank, np.zeros((2, 2))).tolist() == [64.0, 64.0]
+    assert place_error_px(locate_gripper(blank), np.zeros((2, 2)), width=64).tolist() == [64, 64]
+
+
+def test_place_errors_are_distances_where_both_places_are_known():
+    nowhere = [np.nan, np.nan]
+    imagined = np.array([[3.0, 4.0], nowhere, [1.0, 1.0]])
+    real = np.array([[0.0, 0.0], [1.0, 1.0], nowhere])
+    errors = place_error_px(imagined, real, width=64)
+    assert errors[:2].tolist() == [5.0, 64.0]
+    assert np.isnan(errors[2])
 
 
 def numbered_episode(num_steps, seed):

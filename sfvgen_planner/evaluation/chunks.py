@@ -1,0 +1,106 @@
+"""Windows of real episodes, what the model imagines in their place, and how far off it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sfvgen_planner.data.episode import Episode
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model import VideoWorldModel
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """Windows cut from episodes.
+
+    Attributes:
+        past: ``(N, P, H, W, 3)`` uint8.
+        future: the frames after it ``(N, F, H, W, 3)`` uint8.
+        actions: ``(N, F, A)``; entry k leads to future frame k.
+        episode: index ``(N,)`` of the episode each was cut from.
+    """
+
+    past: np.ndarray
+    future: np.ndarray
+    actions: np.ndarray
+    episode: np.ndarray
+
+    @classmethod
+    def cut(cls, episodes: Sequence[Episode], num_past: int, num_future: int) -> Chunks:
+        """All chunks with a full past, one after the other; futures do not overlap."""
+        past, future, actions, owner = [], [], [], []
+        for index, episode in enumerate(episodes):
+            for now in range(num_past, len(episode) - num_future + 2, num_future):
+                past.append(episode.frames[now - num_past : now])
+                future.append(episode.frames[now : now + num_future])
+                actions.append(episode.actions[now - 1 : now - 1 + num_future])
+                owner.append(index)
+        if not owner:
+            raise SfvgenError(f"no episode is long enough for a chunk of {num_future} frames")
+        return cls(np.stack(past), np.stack(future), np.stack(actions), np.array(owner))
+
+    def shuffled(self) -> np.ndarray:
+        """For each chunk the index of another, of another episode if none has half of them."""
+        longest = int(np.bincount(self.episode).max())
+        return np.roll(np.arange(len(self.episode)), longest)
+
+    def episode_means(self, values: np.ndarray) -> np.ndarray:
+        """Mean of ``values`` ``(N,)`` over each episode's chunks; NaN where it has none.
+
+        A value that is NaN does not count.
+        """
+        known = np.isfinite(values)
+        count, owner = int(self.episode.max()) + 1, self.episode[known]
+        with np.errstate(invalid="ignore"):
+            return np.bincount(owner, values[known], count) / np.bincount(owner, minlength=count)
+
+
+def imagine_frames(
+    model: VideoWorldModel,
+    past: np.ndarray,
+    *,
+    actions: np.ndarray | None = None,
+    instructions: Sequence[str | None] | None = None,
+    num_frames: int | None = None,
+    num_inference_steps: int,
+    guidance_scale: float = 1.0,
+    batch_size: int,
+    description: str,
+) -> np.ndarray:
+    """What the model imagines after each past ``(N, P, H, W, 3)``, as frames ``(N, F, H, W, 3)``.
+
+    The noise is the same in every run; the other arguments are those of ``VideoWorldModel``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    starts = range(0, len(past), batch_size)
+    frames: list[np.ndarray] = []
+    for start in tqdm(starts, desc=description, unit="batch", dynamic_ncols=True):
+        rows = slice(start, start + batch_size)
+        output = model(
+            past[rows],
+            instruction=None if instructions is None else list(instructions[rows]),
+            actions=None if actions is None else actions[rows],
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+        )
+        assert output.frames is not None
+        frames.append(output.frames)
+    return np.concatenate(frames)
+
+
+def place_error_px(imagined: np.ndarray, real: np.ndarray, width: int) -> np.ndarray:
+    """Distance [px] of places ``(N, 2)`` found in imagined frames from the real ones.
+
+    What is not in the imagined picture at all (NaN) counts as off by the picture's ``width``; what
+    is not in the real one has no error (NaN).
+    """
+    distance = np.linalg.norm(imagined - real, axis=-1)
+    lost = np.isnan(imagined).any(axis=-1) & np.isfinite(real).all(axis=-1)
+    return np.where(lost, float(width), distance)

@@ -1,0 +1,103 @@
+"""What all evaluations share: held-out seeds, their settings, and figures written part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
+from sfvgen_planner.files import prepare_folder
+
+HELD_OUT_SEED = 100_000
+"""First seed of the evaluation episodes; training recipes stay below it."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What every evaluation is run with.
+
+    Attributes:
+        model: shipped name or checkpoint folder.
+        device: of the model; by default the GPU where there is one.
+        batch_size: videos imagined at once.
+    """
+
+    model: str = "tabletop"
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    batch_size: int = 16
+
+    @classmethod
+    def of(cls, model: str, device: str | None = None, num_episodes: int | None = None) -> Self:
+        """Settings from the command line.
+
+        Args:
+            model: shipped name or checkpoint folder.
+            device: by default the GPU where there is one.
+            num_episodes: of every part, in place of what each needs; parts that count runs make
+                one.
+
+        Raises:
+            SfvgenError: the device or the number is no good.
+        """
+        require(
+            num_episodes is None or num_episodes >= 1,
+            f"at least 1 episode is needed, got {num_episodes}",
+        )
+        config = cls(model=model)
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise SfvgenError(f"the device {device!r} cannot be used: {error}") from error
+            config = replace(config, device=device)
+        if num_episodes is None:
+            return config
+        names = [part.name for part in fields(cls)]
+        sizes: dict[str, Any] = {n: num_episodes for n in names if n.endswith("_episodes")}
+        sizes |= {name: 1 for name in names if name.endswith("_runs")}
+        return replace(config, **sizes)
+
+    def seeds(self, count: int) -> range:
+        """The first ``count`` held-out seeds."""
+        return range(HELD_OUT_SEED, HELD_OUT_SEED + count)
+
+
+Config = TypeVar("Config", bound=EvaluationConfig)
+
+
+def measure(
+    out: Path,
+    config: Config,
+    parts: Mapping[str, Callable[[Config], Iterable[Figure]]],
+    only: Sequence[str] | None = None,
+) -> list[Figure]:
+    """Measure figures and merge them into the result file ``out``.
+
+    Each part is written as soon as it is measured, so an interrupted run loses one part only.
+
+    Args:
+        out: the result file.
+        config: what to measure with.
+        parts: figure to the measurement that it comes from.
+        only: figures to measure; all by default. Figures that come from one measurement are
+            written together.
+
+    Raises:
+        SfvgenError: a figure is unknown, or ``out`` cannot be written.
+    """
+    names = list(parts if only is None else only)
+    for name in names:
+        require(name in parts, f"there is no figure {name!r}; choose from {', '.join(parts)}")
+    prepare_folder(out.parent)
+    read_rows(out)
+    figures: list[Figure] = []
+    for part in dict.fromkeys(parts[name] for name in names):
+        measured = list(part(config))
+        merge_figures(out, measured)
+        figures += measured
+    return figures
