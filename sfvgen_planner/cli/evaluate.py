@@ -21,6 +21,7 @@ _EVALUATIONS = {
         "SlowLearningConfig",
         "how true the world model is: actions, counterfactuals, language, success head",
     ),
+    "speed": _Evaluation("speed", "SpeedConfig", "imagined frames a second, seconds per plan"),
 }
 
 
