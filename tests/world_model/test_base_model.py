@@ -14,6 +14,7 @@ from diffusers import (
     UNet3DConditionModel,
     VQModel,
 )
+from safetensors.torch import load_file, save_file
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import VideoWorldModel
@@ -213,6 +214,31 @@ def test_half_precision_variant_loads_by_name(diffusers_pipeline, tmp_path):
     with pytest.raises(SfvgenError, match=r'only fp16 weights; load it with variant="fp16"'):
         VideoWorldModel.from_pretrained(tmp_path)
     assert VideoWorldModel.from_pretrained(tmp_path, variant="fp16").unet.dtype == torch.float32
+
+
+def test_weights_named_as_in_2023_load(copy, diffusers_pipeline):
+    """The published folder is older than today's names of attention and text layers."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def old_name(name):
+        for new in old if ".attentions." in name else ():
+            name = name.replace(new, old[new])
+        return name
+
+    vae, text = copy / "vae/diffusion_pytorch_model.safetensors", copy / "text_encoder"
+    renamed = {old_name(name): weight for name, weight in load_file(vae).items()}
+    assert "encoder.mid_block.attentions.0.query.weight" in renamed
+    save_file(renamed, vae)
+    weights = load_file(text / "model.safetensors")
+    renamed = {f"text_model.{name}": weight for name, weight in weights.items()}
+    renamed["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    save_file(renamed, text / "model.safetensors", metadata={"format": "pt"})
+    model = VideoWorldModel.from_pretrained(copy)
+    for name in ("vae", "text_encoder"):
+        wanted = getattr(diffusers_pipeline, name).state_dict()
+        found = getattr(model, name).state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def small_vae(kind):
