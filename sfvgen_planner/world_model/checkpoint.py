@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from sfvgen_planner.errors import SfvgenError
 MANIFEST = "manifest.json"
 INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
 SUCCESS_HEAD_FOLDER = "success_head"
-_COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+_WEIGHTED = ("vae", "text_encoder", "unet")
+_PICKLED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth"}
 _CHECKED_SUFFIXES = {".json", ".safetensors", ".txt"}
 
 
@@ -32,18 +34,25 @@ def write_manifest(folder: Path) -> None:
     temporary.replace(folder / MANIFEST)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, given: Collection[str] = (), variant: str | None = None) -> None:
     """Refuse a folder that is no whole checkpoint, before anything is loaded.
 
+    Args:
+        folder: Holds `model_index.json` and a folder for each component.
+        given: Components that come from elsewhere and so need no files.
+        variant: The variant of the weights that is to be loaded, such as "fp16".
+
     Raises:
-        SfvgenError: The folder or a file is missing, cut short, or not the one that was saved.
+        SfvgenError: The folder or a file is missing, cut short, or not the one that was saved, or
+            weights are there only as a pickle or as another variant.
     """
     if not folder.is_dir():
         raise SfvgenError(
             f"no checkpoint folder at {folder}; give the folder that holds model_index.json"
         )
     index = _read_json(folder / "model_index.json", folder)
-    for component in _COMPONENTS:
+    needed = [component for component in COMPONENTS if component not in given]
+    for component in needed:
         if component not in index:
             raise SfvgenError(
                 f"{folder / 'model_index.json'} names no {component}: this is a "
@@ -53,6 +62,9 @@ def check_folder(folder: Path) -> None:
             raise SfvgenError(f"the checkpoint {folder} lacks the folder {component}; restore it")
     if (folder / MANIFEST).is_file():
         _check_manifest(folder)
+    for component in needed:
+        if component in _WEIGHTED:
+            _check_weights(folder / component, variant)
     for shard_index in folder.rglob("*.safetensors.index.json"):
         shards = set(_read_json(shard_index, folder)["weight_map"].values())
         for shard in sorted(shards):
@@ -88,6 +100,24 @@ def loading_errors(folder: Path) -> Iterator[None]:
         raise SfvgenError(
             f"the checkpoint {folder} can't be loaded ({reason}); save or copy it again"
         ) from error
+
+
+def _check_weights(folder: Path, variant: str | None) -> None:
+    """Only safetensors are loaded: unpickling runs whatever code the file holds."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    names = sorted(path.stem for path in files if path.suffix == ".safetensors")
+    if not names:
+        pickled = sorted(path.name for path in files if path.suffix in _PICKLED_SUFFIXES)
+        reason = f", only {pickled[0]}, which is a pickle" if pickled else ""
+        raise SfvgenError(
+            f"{folder} holds no safetensors weights{reason}; download or save the model with "
+            "safetensors (save_pretrained of diffusers writes them)"
+        )
+    # A variant's files are called "model.fp16.safetensors".
+    variants = {name.partition(".")[2].partition("-")[0] for name in names}
+    if variant is None and "" not in variants:
+        found = sorted(variants)[0]
+        raise SfvgenError(f'{folder} holds only {found} weights; load it with variant="{found}"')
 
 
 def _check_manifest(folder: Path) -> None:

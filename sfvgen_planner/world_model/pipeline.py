@@ -1,5 +1,6 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
+    SchedulerMixin,
     UNet3DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
@@ -19,7 +21,15 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.base_model import (
+    action_bounds,
+    encode_images,
+    fit_image_size,
+    fit_unet,
+    latent_geometry,
+)
 from sfvgen_planner.world_model.checkpoint import (
+    COMPONENTS,
     check_folder,
     loading_errors,
     quiet_libraries,
@@ -52,24 +62,29 @@ class VideoWorldModel(DiffusionPipeline):
     `sfvgen_planner.world_model.conditioning`. Past, instruction and actions may each be absent.
 
     Args:
-        vae: Autoencoder of single frames.
+        vae: Autoencoder of single frames, any image one of diffusers.
         text_encoder: CLIP text encoder; its hidden states reach the denoiser by cross-attention.
         tokenizer: Tokenizer of `text_encoder`.
-        unet: Denoiser; its input has the latent channels and the condition planes.
-        scheduler: Noise schedule and sampler.
+        unet: Denoiser; its input has the latent channels and the condition planes. One that takes
+            latents only, as ModelScope's, gets input channels with zero weights for the planes.
+        scheduler: Noise schedule and sampler; flow matching or one of the DDPM family.
         num_past_frames: f_p, the context frames of a usual chunk.
         num_future_frames: f_g, the frames generated in one chunk; after a single past frame,
             f_p - 1 more, because every chunk fills a window of f_p + f_g frames.
-        image_size: Height and width of a frame in pixels.
-        action_low: Lower bound of each action number, in the environment's units.
+        image_size: Height and width of a frame in pixels; by default what the UNet was made for.
+        action_low: Lower bound of each action number, in the environment's units; None for a
+            model without actions.
         action_high: Upper bound of each action number.
         frame_skip: Environment steps per video frame.
         env_id: Gymnasium id of the environment the model was trained on, for the record.
+
+    Raises:
+        SfvgenError: The components don't fit each other, or a size or bound makes no sense.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
 
-    vae: AutoencoderKL
+    vae: Any
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet3DConditionModel
@@ -77,29 +92,37 @@ class VideoWorldModel(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: ModelMixin,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet3DConditionModel,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
         num_past_frames: int = 4,
         num_future_frames: int = 8,
-        image_size: int = 64,
-        action_low: list[float] | None = None,
-        action_high: list[float] | None = None,
+        image_size: int | None = None,
+        action_low: Sequence[float] | np.ndarray | None = None,
+        action_high: Sequence[float] | np.ndarray | None = None,
         frame_skip: int = 1,
         env_id: str = "",
     ) -> None:
         super().__init__()
+        if min(num_past_frames, num_future_frames) < 1:
+            raise SfvgenError(
+                "num_past_frames and num_future_frames must be at least 1, "
+                f"got {num_past_frames} and {num_future_frames}"
+            )
+        low, high = action_bounds(action_low, action_high)
+        latent_channels, factor = latent_geometry(vae)
+        fit_unet(unet, latent_channels, text_encoder.config.hidden_size, len(low))
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
         self.register_to_config(
             num_past_frames=num_past_frames,
             num_future_frames=num_future_frames,
-            image_size=image_size,
-            action_low=list(action_low or []),
-            action_high=list(action_high or []),
+            image_size=fit_image_size(unet, factor, image_size),
+            action_low=low,
+            action_high=high,
             frame_skip=frame_skip,
             env_id=env_id,
         )
@@ -115,13 +138,23 @@ class VideoWorldModel(DiffusionPipeline):
     ) -> Self:
         """Load a checkpoint folder in diffusers' layout (safetensors only).
 
-        Weights are float32 unless `dtype` says otherwise.
+        The folder is a saved world model or a text-to-video model such as the paper's base model,
+        `text-to-video-ms-1.7b`. The latter knows neither actions nor windows: give `action_low`,
+        `action_high`, `num_past_frames` and `num_future_frames`.
+
+        Args:
+            pretrained_model_name_or_path: The folder that holds `model_index.json`.
+            **kwargs: Arguments of this class to use instead of the folder's, components included
+                (`vae=AutoencoderKL.from_pretrained(...)`), and those of diffusers, such as
+                `variant="fp16"`. Weights are float32 unless `dtype` says otherwise.
 
         Raises:
-            SfvgenError: A file is missing, cut short, or belongs to another model.
+            SfvgenError: A file is missing, cut short, or belongs to another model; weights are
+                pickled; or the components don't fit each other.
         """
         folder = Path(pretrained_model_name_or_path)
-        check_folder(folder)
+        given = {name for name in COMPONENTS if kwargs.get(name) is not None}
+        check_folder(folder, given, kwargs.get("variant"))
         kwargs.setdefault("dtype", torch.float32)
         with loading_errors(folder), quiet_libraries():
             model: Self = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
@@ -146,8 +179,9 @@ class VideoWorldModel(DiffusionPipeline):
     @property
     def latent_size(self) -> tuple[int, int, int]:
         """Channels, height and width of one frame's latents."""
-        side = self.config.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return int(self.vae.config.latent_channels), side, side
+        channels, factor = latent_geometry(self.vae)
+        side = self.config.image_size // factor
+        return channels, side, side
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -168,8 +202,8 @@ class VideoWorldModel(DiffusionPipeline):
         batch, num_frames = pixels.shape[:2]
         images = pixels.to(self.device).flatten(0, 1).permute(0, 3, 1, 2)
         images = images.to(self.vae.dtype) / 127.5 - 1
-        latents = self.vae.encode(images).latent_dist.mode()
-        latents = (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        shift = self.vae.config.get("shift_factor") or 0
+        latents = (encode_images(self.vae, images) - shift) * self.vae.config.scaling_factor
         return latents.unflatten(0, (batch, num_frames)).transpose(1, 2)
 
     @torch.no_grad()
@@ -177,7 +211,8 @@ class VideoWorldModel(DiffusionPipeline):
         """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`."""
         batch, _, num_frames = latents.shape[:3]
         flat = latents.to(self.device, self.vae.dtype).transpose(1, 2).flatten(0, 1)
-        flat = flat / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        shift = self.vae.config.get("shift_factor") or 0
+        flat = flat / self.vae.config.scaling_factor + shift
         images = self.vae.decode(flat).sample.clamp(-1, 1)
         pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
         frames: np.ndarray = pixels.unflatten(0, (batch, num_frames)).cpu().numpy()

@@ -90,6 +90,10 @@ class WorldModelRecipe(_Section):
         default=False,
         description="torch.compile the denoiser on a GPU: a minute or two before the first step.",
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Recompute the denoiser's activations in backward: less memory, more time.",
+    )
     unet: UNetRecipe = UNetRecipe()
     text: TextRecipe = TextRecipe()
     conditions: Conditions = Conditions()

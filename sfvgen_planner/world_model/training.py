@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import nn
 
@@ -25,6 +26,7 @@ from sfvgen_planner.world_model.checkpoint import (
     write_manifest,
 )
 from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
@@ -117,8 +119,12 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             calibrate_latents(model.vae, table)
     model.vae.requires_grad_(False)
     if recipe.world_model is not None:
-        model.register_modules(scheduler=build_scheduler(recipe.world_model.shift))
+        if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
+            # A base model goes on predicting what it was pretrained to predict.
+            model.register_modules(scheduler=build_scheduler(recipe.world_model.shift))
         use_trainable_attention(model.unet)
+        if recipe.world_model.gradient_checkpointing:
+            enable_gradient_checkpointing(model.unet)
         if recipe.world_model.compile and accelerator.device.type == "cuda":
             # One graph for all processes' gradients: they are too few to be worth splitting it.
             torch._dynamo.config.optimize_ddp = False

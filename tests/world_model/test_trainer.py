@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import DDIMScheduler
 from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.trainer import learning_rate_factor, train
 
@@ -187,6 +190,43 @@ def test_going_on_from_a_checkpoint_changes_only_the_recipe_s_stages(store, tiny
     assert not changed("text_encoder")
     assert changed("vae")
     assert all(name.startswith(("decoder", "post_quant_conv")) for name in changed("vae"))
+
+
+FURTHER = """
+name: tiny
+mixed_precision: "no"
+data: {sources: [{env_id: sfvgen/TabletopReturn-v0, policy: expert, episodes: 3}]}
+world_model:
+  gradient_checkpointing: true
+  optimisation: {steps: 2, batch_size: 2, learning_rate: 1.0e-2}
+"""
+
+
+def test_a_model_that_predicts_noise_goes_on_doing_so(store, tiny_checkpoint, monkeypatch):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import load_world_model, training
+
+    before = load_world_model(tiny_checkpoint)
+    before.register_modules(scheduler=DDIMScheduler())
+    before.save_pretrained(store / "noise")
+    shutil.copytree(tiny_checkpoint / "inverse_dynamics", store / "noise/inverse_dynamics")
+    switched = []
+
+    def switch(unet):
+        switched.append(unet)
+        enable_gradient_checkpointing(unet)
+
+    monkeypatch.setattr(training, "enable_gradient_checkpointing", switch)
+    (store / "further.yaml").write_text(FURTHER)
+    arguments = ["--recipe", f"{store}/further.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{store}/further", "--init-from", f"{store}/noise"]
+    assert main(["train", *arguments]) == 0
+    after = load_world_model(store / "further/model")
+    assert isinstance(after.scheduler, DDIMScheduler)
+    assert len(switched) == 1
+    old, new = before.unet.state_dict(), after.unet.state_dict()
+    assert old.keys() == new.keys()
+    assert any((old[key].half() != new[key].half()).any() for key in old)
 
 
 def test_going_on_with_other_images_or_actions_is_refused(store, tmp_path, capsys):

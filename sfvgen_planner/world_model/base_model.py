@@ -1,0 +1,150 @@
+"""Fit pretrained components to the world model: a text-to-video UNet, any image VAE, any CLIP.
+
+The paper starts from ModelScope's text-to-video model and adds input channels for what the
+denoiser is conditioned on (section 3.1). Their weights begin at zero, so that before any training
+the denoiser gives what the pretrained one gives.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet3DConditionModel
+from torch import Tensor, nn
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.conditioning import num_condition_planes
+
+
+def fit_unet(
+    unet: UNet3DConditionModel, latent_channels: int, text_size: int, action_size: int
+) -> None:
+    """Give the denoiser an input channel for each condition plane, in place.
+
+    A UNet that has them already stays as it is.
+
+    Args:
+        unet: A world model's denoiser, or one that takes nothing but latents.
+        latent_channels: Channels of the autoencoder's latents.
+        text_size: Size of the text encoder's hidden states.
+        action_size: Numbers in one action, A.
+
+    Raises:
+        SfvgenError: Its channels or its text size fit neither case.
+    """
+    config = unet.config
+    if config.out_channels != latent_channels:
+        raise SfvgenError(
+            f"the unet denoises latents of {config.out_channels} channels, but the vae makes "
+            f"{latent_channels}; use a vae of {config.out_channels} latent channels"
+        )
+    if config.cross_attention_dim != text_size:
+        raise SfvgenError(
+            f"the unet reads text states of {config.cross_attention_dim} numbers, but the text "
+            f"encoder makes {text_size}; use one with hidden_size {config.cross_attention_dim}"
+        )
+    num_planes = num_condition_planes(action_size)
+    wanted = latent_channels + num_planes
+    if config.in_channels == latent_channels:
+        inflate_conv_in(unet, wanted)
+    elif config.in_channels != wanted:
+        raise SfvgenError(
+            f"the unet takes {config.in_channels} input channels, which must be {latent_channels} "
+            f"(latents only) or {wanted} (with the {num_planes} condition planes of actions of "
+            f"{action_size} numbers); set action_low and action_high as the unet was trained"
+        )
+
+
+@torch.no_grad()
+def inflate_conv_in(unet: UNet3DConditionModel, in_channels: int) -> None:
+    """Widen the first convolution to `in_channels`; the new weights are zero and learnable."""
+    old = unet.conv_in
+    new = nn.Conv2d(
+        in_channels,
+        old.out_channels,
+        kernel_size=old.kernel_size,
+        padding=old.padding,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    new.weight.zero_()
+    new.weight[:, : old.in_channels] = old.weight
+    new.bias = old.bias
+    unet.conv_in = new
+    unet.register_to_config(in_channels=in_channels)
+
+
+def fit_image_size(unet: UNet3DConditionModel, factor: int, image_size: int | None) -> int:
+    """Height and width of a frame in pixels; by default the size the UNet was made for.
+
+    Args:
+        unet: The denoiser; its `sample_size` is in cells of the latents.
+        factor: Pixels per cell of the latents.
+        image_size: The size that was asked for.
+
+    Raises:
+        SfvgenError: The size is no multiple of `factor`, or none is known.
+    """
+    if image_size is None:
+        if not isinstance(unet.config.sample_size, int):
+            raise SfvgenError(
+                f"the unet's sample_size is {unet.config.sample_size}, which tells no square "
+                f"image; give image_size, a multiple of {factor}"
+            )
+        return int(unet.config.sample_size * factor)
+    if image_size < 1 or image_size % factor:
+        raise SfvgenError(
+            f"image_size must be a multiple of the vae's factor {factor}, got {image_size}"
+        )
+    return int(image_size)
+
+
+def action_bounds(
+    low: Sequence[float] | np.ndarray | None, high: Sequence[float] | np.ndarray | None
+) -> tuple[list[float], list[float]]:
+    """Lower and upper bound of each action number as lists; both empty without actions.
+
+    Raises:
+        SfvgenError: They differ in length, or are not finite with low below high.
+    """
+    lows, highs = ([] if bound is None else [float(x) for x in bound] for bound in (low, high))
+    if len(lows) != len(highs):
+        raise SfvgenError(
+            f"action_low has {len(lows)} numbers and action_high {len(highs)}; give one of each "
+            "per action number"
+        )
+    if not all(-float("inf") < a < b < float("inf") for a, b in zip(lows, highs, strict=True)):
+        raise SfvgenError(
+            f"action_low must be finite and below action_high, got {lows} and {highs}"
+        )
+    return lows, highs
+
+
+def latent_geometry(vae: Any) -> tuple[int, int]:
+    """Latent channels of an image autoencoder, and pixels per cell of its latents.
+
+    Raises:
+        SfvgenError: It is no diffusers autoencoder of single images.
+    """
+    channels = vae.config.get("latent_channels")
+    # Every image autoencoder of diffusers registers these, whatever its arguments are called.
+    blocks = vae.config.get("block_out_channels")
+    if channels is None or blocks is None:
+        raise SfvgenError(
+            f"the vae is a {type(vae).__name__}, which does not encode single images; use one "
+            "such as AutoencoderKL or AutoencoderTiny"
+        )
+    return int(channels), int(2 ** (len(blocks) - 1))
+
+
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Raw latents `(batch, channels, h, w)` of images `(batch, 3, H, W)` in [-1, 1].
+
+    The most likely ones, where the autoencoder gives a distribution.
+    """
+    encoded = vae.encode(images)
+    latents: Tensor = (
+        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    )
+    return latents
