@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
 
+Prediction = Literal["flow", "epsilon", "v_prediction"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,8 +85,15 @@ class WorldModelRecipe(_Section):
 
     num_past_frames: int = Field(default=4, gt=0)
     num_future_frames: int = Field(default=8, gt=0)
+    prediction: Prediction = Field(
+        default="flow",
+        description="What the denoiser predicts: rectified flow's velocity, the noise (the "
+        "paper's choice) or the v-target.",
+    )
     shift: float = Field(
-        default=4.0, gt=0, description="Above 1, training and sampling dwell on high noise."
+        default=4.0,
+        gt=0,
+        description="Of rectified flow: above 1, training and sampling dwell on high noise.",
     )
     compile: bool = Field(
         default=False,

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet3DConditionModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 
 from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
-from sfvgen_planner.world_model.recipe import Conditions, UNetRecipe, WorldModelRecipe
+from sfvgen_planner.world_model.recipe import Conditions, Prediction, UNetRecipe, WorldModelRecipe
 
 
 def build_unet(
@@ -163,9 +163,27 @@ def slow_batches(
     return draw
 
 
-def build_scheduler(shift: float = 4.0) -> FlowMatchEulerDiscreteScheduler:
-    """Rectified flow: straight paths, so that a few Euler steps suffice."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+def build_scheduler(
+    prediction: Prediction = "flow", shift: float = 4.0
+) -> FlowMatchEulerDiscreteScheduler | DDIMScheduler:
+    """The noise schedule of what the denoiser predicts.
+
+    Rectified flow has straight paths, so that a few Euler steps suffice. The DDPM family has the
+    betas of the paper's base model; the v-target alone can be told at a noise that leaves nothing
+    of the frames, where sampling begins (Lin et al., 2023, arXiv 2305.08891).
+    """
+    if prediction == "flow":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=prediction == "v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
 
 
 def _told_starts(table: FrameTable, num_past: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import nn
 
@@ -30,7 +30,12 @@ from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_ch
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
-from sfvgen_planner.world_model.recipe import Optimisation, Recipe, SuccessHeadRecipe
+from sfvgen_planner.world_model.recipe import (
+    Optimisation,
+    Recipe,
+    SuccessHeadRecipe,
+    WorldModelRecipe,
+)
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
@@ -121,7 +126,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     if recipe.world_model is not None:
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
             # A base model goes on predicting what it was pretrained to predict.
-            model.register_modules(scheduler=build_scheduler(recipe.world_model.shift))
+            model.register_modules(
+                scheduler=build_scheduler(recipe.world_model.prediction, recipe.world_model.shift)
+            )
         use_trainable_attention(model.unet)
         if recipe.world_model.gradient_checkpointing:
             enable_gradient_checkpointing(model.unet)
@@ -196,6 +203,10 @@ def _load_models(folder: Path) -> Models:
     return Models(VideoWorldModel.from_pretrained(folder), *load_heads(folder))
 
 
+def _scheduler(recipe: WorldModelRecipe) -> SchedulerMixin:
+    return build_scheduler(recipe.prediction, recipe.shift)
+
+
 def _build_success_head(recipe: SuccessHeadRecipe, model: VideoWorldModel) -> SuccessHead:
     """An untrained head that fits the model's latents and tokens."""
     return SuccessHead(
@@ -228,7 +239,7 @@ def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) 
             spec.action_size,
             text.hidden_size,
         ),
-        scheduler=build_scheduler(recipe.world_model.shift),
+        scheduler=_scheduler(recipe.world_model),
         num_past_frames=recipe.world_model.num_past_frames,
         num_future_frames=recipe.world_model.num_future_frames,
         image_size=side,

@@ -2,7 +2,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
+from sfvgen_planner.world_model.slow_learning import build_scheduler
 
 
 def test_flow_matching_path_is_straight_and_its_target_is_the_velocity():
@@ -42,3 +44,28 @@ def test_timesteps_cover_the_schedule():
     ddpm = draw_timesteps(DDIMScheduler(), uniform)
     assert ddpm.dtype == torch.int64
     assert ddpm.max() == 999
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon", "v_prediction"])
+@pytest.mark.parametrize("num_inference_steps", [2, 8])
+def test_an_exact_denoiser_leads_the_sampler_to_the_clean_frames(
+    prediction, num_inference_steps, monkeypatch
+):
+    """Whatever is predicted, the noise added in training is the noise taken off in sampling."""
+    model = tiny_world_model()
+    scheduler = build_scheduler(prediction)
+    model.register_modules(scheduler=scheduler)
+    clean = torch.full((1, 4, 5, 4, 4), 0.7)
+
+    def exact(window, timesteps, num_past, text_states, actions=None):
+        noised = window[:, :, num_past:]
+        # The noise that would have led from the clean frames to these, on the training's path.
+        origin = add_noise(scheduler, clean, torch.zeros_like(clean), timesteps)
+        scale = add_noise(scheduler, torch.zeros_like(clean), torch.ones_like(clean), timesteps)
+        predicted = target(scheduler, clean, (noised - origin) / scale, timesteps)
+        return torch.cat([window[:, :, :num_past], predicted], dim=2)
+
+    monkeypatch.setattr(model, "denoise", exact)
+    past = torch.zeros(1, 4, 1, 4, 4)
+    output = model(past, num_frames=5, num_inference_steps=num_inference_steps).latents
+    assert torch.allclose(output, clean, atol=1e-2)
