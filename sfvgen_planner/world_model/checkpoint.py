@@ -34,6 +34,14 @@ def write_manifest(folder: Path) -> None:
     temporary.replace(folder / MANIFEST)
 
 
+def forget_origin(folder: Path) -> None:
+    """Take out of the configs below `folder` where their models were loaded from."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
 def check_folder(folder: Path, given: Collection[str] = (), variant: str | None = None) -> None:
     """Refuse a folder that is no whole checkpoint, before anything is loaded.
 

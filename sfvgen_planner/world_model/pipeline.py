@@ -31,6 +31,7 @@ from sfvgen_planner.world_model.base_model import (
 from sfvgen_planner.world_model.checkpoint import (
     COMPONENTS,
     check_folder,
+    forget_origin,
     loading_errors,
     quiet_libraries,
     write_manifest,
@@ -167,6 +168,7 @@ class VideoWorldModel(DiffusionPipeline):
         kwargs.setdefault("max_shard_size", MAX_SHARD_SIZE)
         with quiet_libraries():
             super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        forget_origin(Path(save_directory))
         write_manifest(Path(save_directory))
 
     # ---------------------------------------------------------------- pixels and latents

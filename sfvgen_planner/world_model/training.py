@@ -23,6 +23,7 @@ from sfvgen_planner.world_model.autoencoder import (
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
     SUCCESS_HEAD_FOLDER,
+    forget_origin,
     write_manifest,
 )
 from sfvgen_planner.world_model.frame_table import FrameTable
@@ -275,6 +276,7 @@ def save_checkpoint(models: Models, folder: Path) -> None:
     for name, head in heads.items():
         if head is not None:
             head.save_pretrained(temporary / name)
+    forget_origin(temporary)
     write_manifest(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -36,6 +36,12 @@ def test_round_trip_gives_the_same_video(saved, model):
     assert torch.equal(video(load_world_model(saved)), video(model))
 
 
+def test_a_saved_model_does_not_tell_where_it_was_loaded_from(saved, tmp_path):
+    VideoWorldModel.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    texts = [path.read_text() for path in (tmp_path / "again").rglob("*.json")]
+    assert not any(str(saved) in text for text in texts)
+
+
 def test_only_json_and_safetensors_are_written(saved):
     kinds = {path.suffix for path in saved.rglob("*") if path.is_file()}
     assert kinds <= {".json", ".safetensors", ".txt"}

@@ -190,6 +190,9 @@ def test_going_on_from_a_checkpoint_changes_only_the_recipe_s_stages(store, tiny
     assert not changed("text_encoder")
     assert changed("vae")
     assert all(name.startswith(("decoder", "post_quant_conv")) for name in changed("vae"))
+    # A folder that travels tells nobody where it was made.
+    configs = [path.read_text() for path in (store / "finetuned/model").rglob("*.json")]
+    assert not any(str(tiny_checkpoint) in text for text in configs)
 
 
 FURTHER = """
