@@ -1,6 +1,7 @@
 """One training loop for every stage: Accelerate, EMA, atomic checkpoints, exact resume."""
 
 import json
+import logging
 import math
 import shutil
 import signal
@@ -13,14 +14,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.metrics_log import MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
 
+logger = logging.getLogger(__name__)
+
 KEPT_CHECKPOINTS = 2
+LOG_EVERY = 50
+"""Steps between two lines of `metrics.jsonl`."""
 
 DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
 """Draws one process's batch; all its randomness comes from the generator."""
@@ -44,7 +51,8 @@ def train(
         module: Called as `module(*draw_batch(generator))`; returns the scalar loss.
         draw_batch: Draws one process's batch; all its randomness comes from the generator.
         optimisation: Steps, rates and so on.
-        folder: Where checkpoints and `metrics.jsonl` go; a checkpoint found there is resumed.
+        folder: Where checkpoints and `metrics.jsonl` go; the newest whole checkpoint found there
+            is resumed.
         accelerator: Device, processes and precision.
         seed: Seed of the run.
         description: Name on the progress bar.
@@ -65,7 +73,7 @@ def train(
     ema = EMAModel(parameters, decay=optimisation.ema_decay, foreach=True)
     # The shapes repeat, so cuDNN may search for its fastest algorithms.
     torch.backends.cudnn.benchmark = True
-    step = _resume(folder, module, optimiser, ema, optimisation)
+    step = _resume(folder, module, optimiser, ema)
     wrapped, optimiser = accelerator.prepare(module, optimiser)
     wrapped.train()
     generator = torch.Generator(device=accelerator.device)
@@ -77,6 +85,7 @@ def train(
         unit="step",
         disable=not accelerator.is_main_process,
     )
+    log = MetricsLog(folder, step) if accelerator.is_main_process else None
     with progress, _stop_on_interrupt() as stop:
         while step < optimisation.steps:
             generator.manual_seed(_step_seed(seed, step, accelerator.process_index))
@@ -92,7 +101,7 @@ def train(
             step += 1
             progress.update()
             losses.append(loss.detach())
-            if step % 50 == 0 or step == optimisation.steps:
+            if step % LOG_EVERY == 0 or step == optimisation.steps:
                 mean = torch.stack(losses).mean().item()
                 losses.clear()
                 if not math.isfinite(mean):
@@ -101,9 +110,8 @@ def train(
                         "lower learning_rate in the recipe and run again to resume"
                     )
                 progress.set_postfix(loss=f"{mean:.4f}")
-                if accelerator.is_main_process:
-                    with (folder / "metrics.jsonl").open("a") as file:
-                        file.write(json.dumps({"step": step, "loss": mean}) + "\n")
+                if log is not None:
+                    log.write(step, {"loss": mean})
             due = step % optimisation.checkpoint_every == 0 or step == optimisation.steps
             if (due or stop.is_set()) and accelerator.is_main_process:
                 _save(folder, step, module, optimiser, ema, optimisation)
@@ -155,41 +163,53 @@ def _save(
     (temporary / "state.json").write_text(
         json.dumps({"step": step, "optimisation": optimisation.model_dump()}, indent=2) + "\n"
     )
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def _resume(
-    folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel, optimisation: Optimisation
-) -> int:
-    """Load the newest checkpoint in `folder`, if any; the step to go on from."""
     found = _checkpoints(folder)
-    if not found:
-        return 0
-    newest = found[-1]
-    device = next(module.parameters()).device
-    try:
-        state = json.loads((newest / "state.json").read_text())
-        module.load_state_dict(load_file(newest / "model.safetensors", device=str(device)))
-        shadow = load_file(newest / "ema.safetensors", device=str(device))
-        moments = load_file(newest / "optimiser.safetensors", device=str(device))
-        names = [name for name, p in module.named_parameters() if p.requires_grad]
-        ema.shadow_params = [shadow[name] for name in names]
-        ema.optimization_step = state["step"]
-        packed: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            name, moment = key.rsplit("/", 1)
-            # AdamW keeps its step counter on the CPU unless it is fused.
-            packed.setdefault(names.index(name), {})[moment] = value
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": packed, "param_groups": groups})
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise SfvgenError(
-            f"{newest} does not fit this recipe's model; train into another --out folder, "
-            "or delete that checkpoint"
-        ) from error
+    older = [path for path in found if path.name < final.name]
+    # A checkpoint of this or a later step was too damaged to go on from; left there, it would
+    # take the place of a good one.
+    for damaged in found[len(older) :]:
+        shutil.rmtree(damaged)
+    temporary.rename(final)
+    for old in older[: 1 - KEPT_CHECKPOINTS]:
+        # Half-deleted, it must not look like a checkpoint.
+        old.rename(temporary)
+        shutil.rmtree(temporary)
+
+
+def _resume(folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
+    """Load the newest whole checkpoint in `folder`, if any; the step to go on from."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        try:
+            return _load(checkpoint, module, optimiser, ema)
+        except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s) and left out", checkpoint, error)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise SfvgenError(
+                f"{checkpoint} does not fit this recipe's model; train into another --out folder, "
+                "or delete that checkpoint"
+            ) from error
+    return 0
+
+
+def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
+    """Load one checkpoint, all of its files or none; its step."""
+    device = str(next(module.parameters()).device)
+    state = json.loads((checkpoint / "state.json").read_text())
+    weights, shadow, moments = (
+        load_file(checkpoint / f"{name}.safetensors", device=device)
+        for name in ("model", "ema", "optimiser")
+    )
+    module.load_state_dict(weights)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    ema.shadow_params = [shadow[name] for name in names]
+    ema.optimization_step = state["step"]
+    packed: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, moment = key.rsplit("/", 1)
+        # AdamW keeps its step counter on the CPU unless it is fused.
+        packed.setdefault(names.index(name), {})[moment] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": packed, "param_groups": groups})
     return int(state["step"])
 
 
