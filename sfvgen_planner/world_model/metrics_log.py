@@ -1,30 +1,70 @@
-"""The record of a training run's metrics."""
+"""The record of a training run's metrics: JSON lines, and TensorBoard events beside them."""
 
 import json
+import logging
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from sfvgen_planner.files import write_text
 
+logger = logging.getLogger(__name__)
+
 
 class MetricsLog:
-    """Writes `metrics.jsonl`: one object per line, each with its `step`, in rising order."""
+    """Writes `metrics.jsonl`, one object per line, each with its `step`, in rising order.
 
-    def __init__(self, folder: Path, step: int) -> None:
+    Where tensorboard is installed, the same numbers go to TensorBoard events in the same folder.
+    Whatever was written is on the disk when `write` returns.
+    """
+
+    def __init__(self, folder: Path, step: int, enabled: bool = True) -> None:
         """Begin a log, or go on with the one in `folder`.
 
         Args:
             folder: Folder of the training stage.
             step: The step that training goes on from; whatever an interrupted run wrote of later
                 steps is dropped, as is a line that it left half-written.
+            enabled: False on all processes but the main one: nothing is touched.
         """
         self._path = folder / "metrics.jsonl"
+        self._enabled = enabled
+        self._events: Any = None
+        if not enabled:
+            return
         if self._path.exists():
             write_text(self._path, "".join(_lines_until(step, self._path.read_text())))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("tensorboard is not installed: the metrics go to %s alone", self._path)
+        else:
+            self._events = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the metrics of one step."""
+        if not self._enabled:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def __enter__(self) -> Self:
+        """Return the log itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the events."""
+        if self._events is not None:
+            self._events.close()
 
 
 def _lines_until(step: int, text: str) -> list[str]:

@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
 LOG_EVERY = 50
-"""Steps between two lines of `metrics.jsonl`."""
+"""Steps between two records of the metrics, each a mean over these steps."""
 
 DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
 """Draws one process's batch; all its randomness comes from the generator."""
@@ -51,8 +52,8 @@ def train(
         module: Called as `module(*draw_batch(generator))`; returns the scalar loss.
         draw_batch: Draws one process's batch; all its randomness comes from the generator.
         optimisation: Steps, rates and so on.
-        folder: Where checkpoints and `metrics.jsonl` go; the newest whole checkpoint found there
-            is resumed.
+        folder: Where checkpoints, `metrics.jsonl` and TensorBoard events go; the newest whole
+            checkpoint found there is resumed.
         accelerator: Device, processes and precision.
         seed: Seed of the run.
         description: Name on the progress bar.
@@ -77,7 +78,8 @@ def train(
     wrapped, optimiser = accelerator.prepare(module, optimiser)
     wrapped.train()
     generator = torch.Generator(device=accelerator.device)
-    losses: list[Tensor] = []
+    samples_per_step = optimisation.batch_size * accelerator.num_processes
+    recent: list[Tensor] = []
     progress = tqdm(
         total=optimisation.steps,
         initial=step,
@@ -85,33 +87,43 @@ def train(
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    log = MetricsLog(folder, step) if accelerator.is_main_process else None
-    with progress, _stop_on_interrupt() as stop:
+    log = MetricsLog(folder, step, enabled=accelerator.is_main_process)
+    with progress, log, _stop_on_interrupt() as stop:
+        since = time.perf_counter()
         while step < optimisation.steps:
             generator.manual_seed(_step_seed(seed, step, accelerator.process_index))
+            rate = optimisation.learning_rate * learning_rate_factor(step, optimisation)
             for group in optimiser.param_groups:
-                group["lr"] = optimisation.learning_rate * learning_rate_factor(step, optimisation)
+                group["lr"] = rate
             with accelerator.autocast():
                 loss = wrapped(*draw_batch(generator))
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             ema.step(parameters)
             step += 1
             progress.update()
-            losses.append(loss.detach())
+            recent.append(torch.stack([loss.detach().float(), norm.float()]))
             if step % LOG_EVERY == 0 or step == optimisation.steps:
-                mean = torch.stack(losses).mean().item()
-                losses.clear()
-                if not math.isfinite(mean):
+                means = accelerator.reduce(torch.stack(recent).mean(dim=0), "mean")
+                mean_loss, mean_norm = means.tolist()
+                if not math.isfinite(mean_loss):
                     raise SfvgenError(
                         f"{description}: the loss is not finite at step {step}; "
                         "lower learning_rate in the recipe and run again to resume"
                     )
-                progress.set_postfix(loss=f"{mean:.4f}")
-                if log is not None:
-                    log.write(step, {"loss": mean})
+                progress.set_postfix(loss=f"{mean_loss:.4f}")
+                now = time.perf_counter()
+                metrics = {
+                    "loss": mean_loss,
+                    "learning_rate": rate,
+                    "gradient_norm": mean_norm,
+                    "samples_per_second": len(recent) * samples_per_step / (now - since),
+                }
+                log.write(step, metrics)
+                recent.clear()
+                since = now
             due = step % optimisation.checkpoint_every == 0 or step == optimisation.steps
             if (due or stop.is_set()) and accelerator.is_main_process:
                 _save(folder, step, module, optimiser, ema, optimisation)

@@ -95,6 +95,24 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
         run(tmp_path, module=Regression(size=5))
 
 
+def test_metrics_tell_the_loss_the_rate_the_gradient_and_the_speed(tmp_path):
+    """Against the closed form of one step from weights w: the loss and its gradient."""
+    module = Regression()
+    inputs, wanted = draw(torch.Generator().manual_seed(0))
+    weight, bias = (p.detach().clone() for p in module.layer.parameters())
+    error = inputs @ weight.T + bias - wanted
+    gradient = torch.cat([(2 * error * inputs).mean(dim=0), 2 * error.mean(dim=0)])
+    settings = optimisation(steps=1, max_grad_norm=0.01)
+    before = time.monotonic()
+    run(tmp_path, settings, module, lambda generator: (inputs, wanted))
+    [metrics] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert metrics["step"] == 1
+    assert metrics["loss"] == pytest.approx(error.square().mean().item(), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert metrics["learning_rate"] == pytest.approx(0.1 / 5)
+    assert metrics["samples_per_second"] > 16 / (time.monotonic() - before)
+
+
 def test_loss_that_explodes_is_told(tmp_path):
     with pytest.raises(SfvgenError, match="not finite"):
         run(tmp_path, draw_batch=lambda g: (torch.full((1, 3), float("nan")), torch.ones(1, 1)))
