@@ -30,6 +30,9 @@ KEPT_CHECKPOINTS = 2
 LOG_EVERY = 50
 """Steps between two records of the metrics, each a mean over these steps."""
 
+STOP_EVERY = 10
+"""Steps between two looks of all processes at each other's wish to stop."""
+
 DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
 """Draws one process's batch; all its randomness comes from the generator."""
 
@@ -59,7 +62,8 @@ def train(
         description: Name on the progress bar.
 
     Raises:
-        KeyboardInterrupt: The run was interrupted, after its checkpoint was written.
+        KeyboardInterrupt: The run was interrupted, after its checkpoint was written. Several
+            processes stop together once one of them was, `STOP_EVERY` steps later at most.
         SfvgenError: A checkpoint in `folder` belongs to another model, or the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +109,8 @@ def train(
             step += 1
             progress.update()
             recent.append(torch.stack([loss.detach().float(), norm.float()]))
-            if step % LOG_EVERY == 0 or step == optimisation.steps:
+            is_last = step == optimisation.steps
+            if step % LOG_EVERY == 0 or is_last:
                 means = accelerator.reduce(torch.stack(recent).mean(dim=0), "mean")
                 mean_loss, mean_norm = means.tolist()
                 if not math.isfinite(mean_loss):
@@ -124,10 +129,13 @@ def train(
                 log.write(step, metrics)
                 recent.clear()
                 since = now
-            due = step % optimisation.checkpoint_every == 0 or step == optimisation.steps
-            if (due or stop.is_set()) and accelerator.is_main_process:
+            due = step % optimisation.checkpoint_every == 0 or is_last
+            stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
+            if (due or stopping) and accelerator.is_main_process:
                 _save(folder, step, module, optimiser, ema, optimisation)
-            if stop.is_set():
+            if stopping:
+                # A launcher ends all processes as soon as one has left.
+                accelerator.wait_for_everyone()
                 raise KeyboardInterrupt(f"{description} stopped at step {step}")
     ema.copy_to(parameters)
     module.eval()
@@ -243,3 +251,16 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
     finally:
         for number, handler in zip(signals, previous, strict=True):
             signal.signal(number, handler)
+
+
+def _is_stopping(stop: threading.Event, accelerator: Accelerator, ask_others: bool) -> bool:
+    """Whether this step is the last one; the same answer on all processes.
+
+    A process that stopped alone would leave the others waiting for its gradients for ever.
+    """
+    if accelerator.num_processes == 1:
+        return stop.is_set()
+    if not ask_others:
+        return False
+    wishes = torch.tensor(float(stop.is_set()), device=accelerator.device)
+    return bool(accelerator.reduce(wishes, "sum") > 0)
