@@ -78,6 +78,30 @@ class FrameTable:
             )
         return starts
 
+    def split(self, share: float) -> tuple["FrameTable", "FrameTable"]:
+        """The first episodes, and the last ones: a `share` of all, at least one.
+
+        Raises:
+            SfvgenError: There is only one episode.
+        """
+        ends = torch.nonzero(self.remaining == 0).flatten() + 1
+        if len(ends) < 2:
+            raise SfvgenError("one episode can't be held out of only one; collect more episodes")
+        count = max(1, round(share * len(ends)))
+        cut = int(ends[-count - 1])
+
+        def rows(part: slice) -> FrameTable:
+            return replace(
+                self,
+                frames=self.frames[part],
+                actions=self.actions[part],
+                instruction_ids=self.instruction_ids[part],
+                remaining=self.remaining[part],
+                elapsed=self.elapsed[part],
+            )
+
+        return rows(slice(cut)), rows(slice(cut, None))
+
     @torch.no_grad()
     def encoded(self, model: VideoWorldModel, batch_size: int = 512) -> "FrameTable":
         """The same table with frozen-autoencoder latents instead of pixels."""

@@ -2,19 +2,27 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sfvgen_planner.files import write_text
 
 logger = logging.getLogger(__name__)
 
+Metrics = Mapping[str, float | NDArray[np.uint8]]
+"""Numbers, and images `(height, width, 3)`, by name."""
+
 
 class MetricsLog:
     """Writes `metrics.jsonl`, one object per line, each with its `step`, in rising order.
 
-    Where tensorboard is installed, the same numbers go to TensorBoard events in the same folder.
+    Where tensorboard is installed, the same numbers go to TensorBoard events in the same folder,
+    and images too, which JSON has no place for.
     Whatever was written is on the disk when `write` returns.
     """
 
@@ -41,15 +49,19 @@ class MetricsLog:
         else:
             self._events = SummaryWriter(folder, purge_step=step + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Metrics) -> None:
         """Write the metrics of one step."""
         if not self._enabled:
             return
+        images = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        scalars = {name: value for name, value in values.items() if name not in images}
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
         if self._events is not None:
-            for name, value in values.items():
+            for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
+            for name, image in images.items():
+                self._events.add_image(name, image, step, dataformats="HWC")
             self._events.flush()
 
     def __enter__(self) -> Self:

@@ -90,6 +90,12 @@ class WorldModelRecipe(_Section):
         default=False,
         description="torch.compile the denoiser on a GPU: a minute or two before the first step.",
     )
+    eval_every: int = Field(
+        default=0,
+        ge=0,
+        description="Steps between held-out metrics; above 0, the last 2 % of the episodes (at "
+        "least one) are kept out of all training. 0 for never.",
+    )
     unet: UNetRecipe = UNetRecipe()
     text: TextRecipe = TextRecipe()
     conditions: Conditions = Conditions()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.world_model.metrics_log import MetricsLog
+from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,19 @@ DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
 """Draws one process's batch; all its randomness comes from the generator."""
 
 
+class Evaluation(NamedTuple):
+    """What is measured while training goes on.
+
+    Attributes:
+        every: Steps between two evaluations; there is one more after the last step.
+        evaluate: Called with the step, on the main process only, while the averaged (EMA) weights
+            are in the module; must leave the module and the global random numbers as they are.
+    """
+
+    every: int
+    evaluate: Callable[[int], Metrics]
+
+
 def train(
     module: nn.Module,
     draw_batch: DrawBatch,
@@ -45,6 +58,7 @@ def train(
     accelerator: Accelerator,
     seed: int,
     description: str,
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Train `module` in place and leave its averaged (EMA) weights in it.
 
@@ -60,6 +74,7 @@ def train(
         accelerator: Device, processes and precision.
         seed: Seed of the run.
         description: Name on the progress bar.
+        evaluation: Further metrics for the log.
 
     Raises:
         KeyboardInterrupt: The run was interrupted, after its checkpoint was written. Several
@@ -110,6 +125,7 @@ def train(
             progress.update()
             recent.append(torch.stack([loss.detach().float(), norm.float()]))
             is_last = step == optimisation.steps
+            metrics: dict[str, Any] = {}
             if step % LOG_EVERY == 0 or is_last:
                 means = accelerator.reduce(torch.stack(recent).mean(dim=0), "mean")
                 mean_loss, mean_norm = means.tolist()
@@ -120,15 +136,23 @@ def train(
                     )
                 progress.set_postfix(loss=f"{mean_loss:.4f}")
                 now = time.perf_counter()
-                metrics = {
+                metrics |= {
                     "loss": mean_loss,
                     "learning_rate": rate,
                     "gradient_norm": mean_norm,
                     "samples_per_second": len(recent) * samples_per_step / (now - since),
                 }
-                log.write(step, metrics)
                 recent.clear()
                 since = now
+            if (
+                evaluation is not None
+                and (step % evaluation.every == 0 or is_last)
+                and accelerator.is_main_process
+            ):
+                with _averaged(module, parameters, ema):
+                    metrics |= evaluation.evaluate(step)
+            if metrics:
+                log.write(step, metrics)
             due = step % optimisation.checkpoint_every == 0 or is_last
             stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
             if (due or stopping) and accelerator.is_main_process:
@@ -235,6 +259,19 @@ def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) ->
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"))
+
+
+@contextmanager
+def _averaged(module: nn.Module, parameters: list[nn.Parameter], ema: EMAModel) -> Iterator[None]:
+    """Put the averaged weights into `module` for a while."""
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    module.eval()
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+        module.train()
 
 
 @contextmanager

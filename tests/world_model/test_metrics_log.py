@@ -1,8 +1,11 @@
+import io
 import json
 import logging
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sfvgen_planner.world_model.metrics_log import MetricsLog
 
@@ -51,6 +54,17 @@ def test_tensorboard_reads_the_scalars_and_no_step_twice(tmp_path):
     read = events(tmp_path)
     assert read.Tags()["scalars"] == ["loss", "rate"]
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(5, 1.5), (10, 1.0), (15, 0.5)]
+
+
+def test_images_go_to_tensorboard_and_numbers_to_both(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    write(tmp_path, 0, (5, {"loss": 1.5, "frames": image}))
+    [event] = events(tmp_path).Images("frames")
+    shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    assert event.step == 5
+    assert (shown == image).all()
+    [line] = (tmp_path / "metrics.jsonl").open()
+    assert json.loads(line) == {"step": 5, "loss": 1.5}
 
 
 def test_what_was_written_is_on_the_disk_at_once(tmp_path):

@@ -4,15 +4,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.recipe import Optimisation
-from sfvgen_planner.world_model.trainer import learning_rate_factor, train
+from sfvgen_planner.world_model.trainer import Evaluation, learning_rate_factor, train
 
 
 class Regression(nn.Module):
@@ -40,10 +42,11 @@ def optimisation(**changes):
     return Optimisation(**{**values, "weight_decay": 0.0, "checkpoint_every": 10, **changes})
 
 
-def run(folder, settings=None, module=None, draw_batch=draw):
+def run(folder, settings=None, module=None, draw_batch=draw, evaluation=None):
     module = module or Regression()
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    train(module, draw_batch, settings or optimisation(), folder, accelerator, 0, "test")
+    settings = settings or optimisation()
+    train(module, draw_batch, settings, folder, accelerator, 0, "test", evaluation)
     return module
 
 
@@ -160,6 +163,30 @@ def test_metrics_tell_the_loss_the_rate_the_gradient_and_the_speed(tmp_path):
     assert metrics["samples_per_second"] > 16 / (time.monotonic() - before)
 
 
+def test_evaluation_sees_the_averaged_weights_and_changes_nothing(tmp_path):
+    whole = run(tmp_path / "whole")
+    module, seen = Regression(), {}
+
+    def evaluate(step):
+        assert not module.training
+        seen[step] = module.layer.weight.detach().clone()
+        return {"first": seen[step][0, 0].item()}
+
+    run(tmp_path / "seen", module=module, evaluation=Evaluation(15, evaluate))
+    assert torch.equal(whole.layer.weight, module.layer.weight)
+    assert list(seen) == [15, 30, 40]
+    # What training leaves in the module is the average after the last step.
+    assert torch.equal(seen[40], whole.layer.weight)
+    half = run(tmp_path / "half", optimisation(steps=40, checkpoint_every=15))
+    assert torch.equal(half.layer.weight, whole.layer.weight)
+    averages = load_file(tmp_path / "half/checkpoint-00000030/ema.safetensors")
+    assert torch.equal(seen[30], averages["layer.weight"])
+    lines = [json.loads(line) for line in (tmp_path / "seen/metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [15, 30, 40]
+    assert all(line["first"] == seen[line["step"]][0, 0].item() for line in lines)
+    assert "loss" in lines[-1]
+
+
 def test_loss_that_explodes_is_told(tmp_path):
     with pytest.raises(SfvgenError, match="not finite"):
         run(tmp_path, draw_batch=lambda g: (torch.full((1, 3), float("nan")), torch.ones(1, 1)))
@@ -220,6 +247,48 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     InverseDynamics.from_pretrained(f"{store}/run/model/inverse_dynamics")
     losses = [json.loads(line) for line in (store / "run/world_model/metrics.jsonl").open()]
     assert losses[-1]["step"] == 6
+
+
+def test_held_out_episodes_are_measured_and_never_trained_on(store, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.data import EpisodeStore
+    from sfvgen_planner.world_model import training
+
+    tables = []
+
+    def spied(batches, table, *args):
+        tables.append(table)
+        return batches(table, *args)
+
+    for name in ("frame_batches", "slow_batches", "pair_batches"):
+        monkeypatch.setattr(training, name, partial(spied, getattr(training, name)))
+    recipe = RECIPE.replace("STEPS", "5").replace("world_model:", "world_model:\n  eval_every: 2")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+    assert main(["train", *arguments, "--out", f"{tmp_path}/run"]) == 0
+    num_steps = EpisodeStore.open(store / "data").num_steps
+    assert [len(table.frames) for table in tables] == [sum(num_steps[:2]) + 2] * 3
+    folder = tmp_path / "run/world_model"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if line["held_out_loss"] > 0] == [2, 4, 5]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for name in ("imagined_with_actions", "imagined_from_language"):
+        assert [(e.step, e.width, e.height) for e in events.Images(name)][-1] == (5, 12 * 64, 128)
+
+
+def test_holding_out_the_only_episode_is_refused(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    recipe = RECIPE.replace("STEPS", "5").replace("world_model:", "world_model:\n  eval_every: 2")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("episodes: 3", "episodes: 1"))
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml"]
+    assert main(["collect", *arguments, "--out", f"{tmp_path}/data"]) == 0
+    arguments += ["--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
+    assert main(["train", *arguments]) == 2
+    assert "collect more episodes" in capsys.readouterr().err
 
 
 FINETUNE = """
