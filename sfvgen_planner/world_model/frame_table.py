@@ -78,6 +78,31 @@ class FrameTable:
             )
         return starts
 
+    def split(self, every: int) -> tuple["FrameTable", "FrameTable"]:
+        """Most episodes, and those that are held out: one in `every`, at least one.
+
+        Raises:
+            SfvgenError: There is only one episode.
+        """
+        is_last = self.remaining == 0
+        num_episodes = int(is_last.sum())
+        if num_episodes < 2:
+            raise SfvgenError("one episode can't be held out of only one; collect more episodes")
+        episode = torch.cumsum(is_last, 0) - is_last.long()
+        held_out = episode % min(every, num_episodes) == min(every, num_episodes) - 1
+
+        def rows(chosen: Tensor) -> FrameTable:
+            return replace(
+                self,
+                frames=self.frames[chosen],
+                actions=self.actions[chosen],
+                instruction_ids=self.instruction_ids[chosen],
+                remaining=self.remaining[chosen],
+                elapsed=self.elapsed[chosen],
+            )
+
+        return rows(~held_out), rows(held_out)
+
     @torch.no_grad()
     def encoded(self, model: VideoWorldModel, batch_size: int = 512) -> "FrameTable":
         """The same table with frozen-autoencoder latents instead of pixels."""

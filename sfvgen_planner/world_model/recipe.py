@@ -103,6 +103,12 @@ class WorldModelRecipe(_Section):
         default=False,
         description="Recompute the denoiser's activations in backward: less memory, more time.",
     )
+    eval_every: int = Field(
+        default=0,
+        ge=0,
+        description="Steps between held-out metrics; above 0, every 50th episode (at least "
+        "one) is kept out of all training. 0 for never.",
+    )
     unet: UNetRecipe = UNetRecipe()
     text: TextRecipe = TextRecipe()
     conditions: Conditions = Conditions()

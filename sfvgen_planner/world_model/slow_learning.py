@@ -117,7 +117,7 @@ def slow_batches(
     num_frames = recipe.num_past_frames + recipe.num_future_frames
     starts = table.window_starts(num_frames)
     ends = table.instruction_ends()
-    told = {past: _told_starts(table, past) for past in (1, recipe.num_past_frames)}
+    told = {past: told_starts(table, past) for past in (1, recipe.num_past_frames)}
     mixes = torch.tensor(_mixes(conditions), device=device)
     batch_size = recipe.optimisation.batch_size
 
@@ -186,7 +186,7 @@ def build_scheduler(
     )
 
 
-def _told_starts(table: FrameTable, num_past: int) -> Tensor:
+def told_starts(table: FrameTable, num_past: int) -> Tensor:
     """Rows at which a window can start whose first future frame follows an instruction, `(M,)`."""
     starts = torch.nonzero(table.remaining >= num_past).flatten()
     return starts[table.instruction_ids[starts + num_past - 1] > 0]

@@ -1,29 +1,53 @@
 """One training loop for every stage: Accelerate, EMA, atomic checkpoints, exact resume."""
 
 import json
+import logging
 import math
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
 
+logger = logging.getLogger(__name__)
+
 KEPT_CHECKPOINTS = 2
+LOG_EVERY = 50
+"""Steps between two records of the metrics, each a mean over these steps."""
+
+STOP_EVERY = 10
+"""Steps between two looks of all processes at each other's wish to stop."""
 
 DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
 """Draws one process's batch; all its randomness comes from the generator."""
+
+
+class Evaluation(NamedTuple):
+    """What is measured while training goes on.
+
+    Attributes:
+        every: Steps between two evaluations; there is one more after the last step.
+        evaluate: Called with the step, on the main process only, while the averaged (EMA) weights
+            are in the module; must leave the module and the global random numbers as they are.
+    """
+
+    every: int
+    evaluate: Callable[[int], Metrics]
 
 
 def train(
@@ -34,6 +58,7 @@ def train(
     accelerator: Accelerator,
     seed: int,
     description: str,
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Train `module` in place and leave its averaged (EMA) weights in it.
 
@@ -44,13 +69,16 @@ def train(
         module: Called as `module(*draw_batch(generator))`; returns the scalar loss.
         draw_batch: Draws one process's batch; all its randomness comes from the generator.
         optimisation: Steps, rates and so on.
-        folder: Where checkpoints and `metrics.jsonl` go; a checkpoint found there is resumed.
+        folder: Where checkpoints, `metrics.jsonl` and TensorBoard events go; the newest whole
+            checkpoint found there is resumed.
         accelerator: Device, processes and precision.
         seed: Seed of the run.
         description: Name on the progress bar.
+        evaluation: Further metrics for the log.
 
     Raises:
-        KeyboardInterrupt: The run was interrupted, after its checkpoint was written.
+        KeyboardInterrupt: The run was interrupted, after its checkpoint was written. Several
+            processes stop together once one of them was, `STOP_EVERY` steps later at most.
         SfvgenError: A checkpoint in `folder` belongs to another model, or the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +93,12 @@ def train(
     ema = EMAModel(parameters, decay=optimisation.ema_decay, foreach=True)
     # The shapes repeat, so cuDNN may search for its fastest algorithms.
     torch.backends.cudnn.benchmark = True
-    step = _resume(folder, module, optimiser, ema, optimisation)
+    step = _resume(folder, module, optimiser, ema)
     wrapped, optimiser = accelerator.prepare(module, optimiser)
     wrapped.train()
     generator = torch.Generator(device=accelerator.device)
-    losses: list[Tensor] = []
+    samples_per_step = optimisation.batch_size * accelerator.num_processes
+    recent: list[Tensor] = []
     progress = tqdm(
         total=optimisation.steps,
         initial=step,
@@ -77,37 +106,60 @@ def train(
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    with progress, _stop_on_interrupt() as stop:
+    log = MetricsLog(folder, step, enabled=accelerator.is_main_process)
+    with progress, log, _stop_on_interrupt() as stop:
+        since = time.perf_counter()
         while step < optimisation.steps:
             generator.manual_seed(_step_seed(seed, step, accelerator.process_index))
+            rate = optimisation.learning_rate * learning_rate_factor(step, optimisation)
             for group in optimiser.param_groups:
-                group["lr"] = optimisation.learning_rate * learning_rate_factor(step, optimisation)
+                group["lr"] = rate
             with accelerator.autocast():
                 loss = wrapped(*draw_batch(generator))
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             ema.step(parameters)
             step += 1
             progress.update()
-            losses.append(loss.detach())
-            if step % 50 == 0 or step == optimisation.steps:
-                mean = torch.stack(losses).mean().item()
-                losses.clear()
-                if not math.isfinite(mean):
+            recent.append(torch.stack([loss.detach().float(), norm.float()]))
+            is_last = step == optimisation.steps
+            metrics: dict[str, Any] = {}
+            if step % LOG_EVERY == 0 or is_last:
+                means = accelerator.reduce(torch.stack(recent).mean(dim=0), "mean")
+                mean_loss, mean_norm = means.tolist()
+                if not math.isfinite(mean_loss):
                     raise SfvgenError(
                         f"{description}: the loss is not finite at step {step}; "
                         "lower learning_rate in the recipe and run again to resume"
                     )
-                progress.set_postfix(loss=f"{mean:.4f}")
-                if accelerator.is_main_process:
-                    with (folder / "metrics.jsonl").open("a") as file:
-                        file.write(json.dumps({"step": step, "loss": mean}) + "\n")
-            due = step % optimisation.checkpoint_every == 0 or step == optimisation.steps
-            if (due or stop.is_set()) and accelerator.is_main_process:
+                progress.set_postfix(loss=f"{mean_loss:.4f}")
+                now = time.perf_counter()
+                metrics |= {
+                    "loss": mean_loss,
+                    "learning_rate": rate,
+                    "gradient_norm": mean_norm,
+                    "samples_per_second": len(recent) * samples_per_step / (now - since),
+                }
+                recent.clear()
+                since = now
+            if (
+                evaluation is not None
+                and (step % evaluation.every == 0 or is_last)
+                and accelerator.is_main_process
+            ):
+                with _averaged(module, parameters, ema):
+                    metrics |= evaluation.evaluate(step)
+            if metrics:
+                log.write(step, metrics)
+            due = step % optimisation.checkpoint_every == 0 or is_last
+            stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
+            if (due or stopping) and accelerator.is_main_process:
                 _save(folder, step, module, optimiser, ema, optimisation)
-            if stop.is_set():
+            if stopping:
+                # A launcher ends all processes as soon as one has left.
+                accelerator.wait_for_everyone()
                 raise KeyboardInterrupt(f"{description} stopped at step {step}")
     ema.copy_to(parameters)
     module.eval()
@@ -155,46 +207,71 @@ def _save(
     (temporary / "state.json").write_text(
         json.dumps({"step": step, "optimisation": optimisation.model_dump()}, indent=2) + "\n"
     )
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def _resume(
-    folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel, optimisation: Optimisation
-) -> int:
-    """Load the newest checkpoint in `folder`, if any; the step to go on from."""
     found = _checkpoints(folder)
-    if not found:
-        return 0
-    newest = found[-1]
-    device = next(module.parameters()).device
-    try:
-        state = json.loads((newest / "state.json").read_text())
-        module.load_state_dict(load_file(newest / "model.safetensors", device=str(device)))
-        shadow = load_file(newest / "ema.safetensors", device=str(device))
-        moments = load_file(newest / "optimiser.safetensors", device=str(device))
-        names = [name for name, p in module.named_parameters() if p.requires_grad]
-        ema.shadow_params = [shadow[name] for name in names]
-        ema.optimization_step = state["step"]
-        packed: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            name, moment = key.rsplit("/", 1)
-            # AdamW keeps its step counter on the CPU unless it is fused.
-            packed.setdefault(names.index(name), {})[moment] = value
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": packed, "param_groups": groups})
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise SfvgenError(
-            f"{newest} does not fit this recipe's model; train into another --out folder, "
-            "or delete that checkpoint"
-        ) from error
+    older = [path for path in found if path.name < final.name]
+    # A checkpoint of this or a later step was too damaged to go on from; left there, it would
+    # take the place of a good one.
+    for damaged in found[len(older) :]:
+        shutil.rmtree(damaged)
+    temporary.rename(final)
+    for old in older[: 1 - KEPT_CHECKPOINTS]:
+        # Half-deleted, it must not look like a checkpoint.
+        old.rename(temporary)
+        shutil.rmtree(temporary)
+
+
+def _resume(folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
+    """Load the newest whole checkpoint in `folder`, if any; the step to go on from."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        try:
+            return _load(checkpoint, module, optimiser, ema)
+        except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s) and left out", checkpoint, error)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise SfvgenError(
+                f"{checkpoint} does not fit this recipe's model; train into another --out folder, "
+                "or delete that checkpoint"
+            ) from error
+    return 0
+
+
+def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
+    """Load one checkpoint, all of its files or none; its step."""
+    device = str(next(module.parameters()).device)
+    state = json.loads((checkpoint / "state.json").read_text())
+    weights, shadow, moments = (
+        load_file(checkpoint / f"{name}.safetensors", device=device)
+        for name in ("model", "ema", "optimiser")
+    )
+    module.load_state_dict(weights)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    ema.shadow_params = [shadow[name] for name in names]
+    ema.optimization_step = state["step"]
+    packed: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, moment = key.rsplit("/", 1)
+        # AdamW keeps its step counter on the CPU unless it is fused.
+        packed.setdefault(names.index(name), {})[moment] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": packed, "param_groups": groups})
     return int(state["step"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"))
+
+
+@contextmanager
+def _averaged(module: nn.Module, parameters: list[nn.Parameter], ema: EMAModel) -> Iterator[None]:
+    """Put the averaged weights into `module` for a while."""
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    module.eval()
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+        module.train()
 
 
 @contextmanager
@@ -211,3 +288,16 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
     finally:
         for number, handler in zip(signals, previous, strict=True):
             signal.signal(number, handler)
+
+
+def _is_stopping(stop: threading.Event, accelerator: Accelerator, ask_others: bool) -> bool:
+    """Whether this step is the last one; the same answer on all processes.
+
+    A process that stopped alone would leave the others waiting for its gradients for ever.
+    """
+    if accelerator.num_processes == 1:
+        return stop.is_set()
+    if not ask_others:
+        return False
+    wishes = torch.tensor(float(stop.is_set()), device=accelerator.device)
+    return bool(accelerator.reduce(wishes, "sum") > 0)

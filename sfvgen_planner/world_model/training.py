@@ -29,6 +29,7 @@ from sfvgen_planner.world_model.checkpoint import (
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads
+from sfvgen_planner.world_model.held_out import held_out_metrics
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
 from sfvgen_planner.world_model.recipe import (
@@ -46,13 +47,15 @@ from sfvgen_planner.world_model.slow_learning import (
 from sfvgen_planner.world_model.success_head import SuccessHead
 from sfvgen_planner.world_model.success_learning import SuccessObjective, success_batches
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
-from sfvgen_planner.world_model.trainer import DrawBatch, train
+from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, SUCCESS_HEAD_FOLDER)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
 FINAL_FOLDER = "model"
+HELD_OUT_EVERY = 50
+"""One episode in so many is held out where held-out metrics are asked for."""
 
 
 @dataclass
@@ -106,9 +109,19 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     models = models or _build_models(recipe, store, table.instructions)
     model = models.world_model.to(accelerator.device)
 
-    def learn(stage: str, objective: nn.Module, draw_batch: DrawBatch, how: Optimisation) -> None:
-        seed = recipe.seed + STAGES.index(stage)
-        train(objective, draw_batch, how, out / stage, accelerator, seed, stage.replace("_", " "))
+    held_out = None
+    if recipe.world_model is not None and recipe.world_model.eval_every:
+        table, held_out = table.split(HELD_OUT_EVERY)
+
+    def learn(
+        stage: str,
+        objective: nn.Module,
+        draw_batch: DrawBatch,
+        how: Optimisation,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        seed, name = recipe.seed + STAGES.index(stage), stage.replace("_", " ")
+        train(objective, draw_batch, how, out / stage, accelerator, seed, name, evaluation)
 
     if recipe.autoencoder is not None:
         how = recipe.autoencoder.optimisation
@@ -137,11 +150,16 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             # One graph for all processes' gradients: they are too few to be worth splitting it.
             torch._dynamo.config.optimize_ddp = False
             model.unet.compile(dynamic=False)
+        evaluation = None
+        if held_out is not None:
+            measure = held_out_metrics(held_out, model, recipe.world_model)
+            evaluation = Evaluation(recipe.world_model.eval_every, measure)
         learn(
             "world_model",
             SlowObjective(model),
             slow_batches(table.encoded(model), model, recipe.world_model),
             recipe.world_model.optimisation,
+            evaluation,
         )
     if recipe.inverse_dynamics is not None:
         how = recipe.inverse_dynamics.optimisation

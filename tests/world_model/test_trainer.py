@@ -5,17 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler
+from safetensors.torch import load_file
 from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.recipe import Optimisation
-from sfvgen_planner.world_model.trainer import learning_rate_factor, train
+from sfvgen_planner.world_model.trainer import Evaluation, learning_rate_factor, train
 
 
 class Regression(nn.Module):
@@ -43,10 +45,11 @@ def optimisation(**changes):
     return Optimisation(**{**values, "weight_decay": 0.0, "checkpoint_every": 10, **changes})
 
 
-def run(folder, settings=None, module=None, draw_batch=draw):
+def run(folder, settings=None, module=None, draw_batch=draw, evaluation=None):
     module = module or Regression()
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    train(module, draw_batch, settings or optimisation(), folder, accelerator, 0, "test")
+    settings = settings or optimisation()
+    train(module, draw_batch, settings, folder, accelerator, 0, "test", evaluation)
     return module
 
 
@@ -76,6 +79,53 @@ def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name])
 
 
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from torch import nn
+from sfvgen_planner.world_model.recipe import Optimisation
+from sfvgen_planner.world_model.trainer import train
+
+torch.set_num_threads(1)
+folder, process, calls = Path(sys.argv[1]), Accelerator(cpu=True, mixed_precision="no"), 0
+assert process.num_processes == 2
+
+class Objective(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+    def forward(self, inputs):
+        return self.layer(inputs).square().mean()
+
+def draw(generator):
+    global calls
+    calls += 1
+    if calls == 13 and process.process_index == 1:
+        signal.raise_signal(signal.SIGINT)
+    return torch.ones(1, 1),
+
+settings = Optimisation(steps=1000, batch_size=1, learning_rate=0.1)
+try:
+    train(Objective(), draw, settings, folder, process, 0, "test")
+except KeyboardInterrupt as error:
+    (folder / f"process-{process.process_index}").write_text(str(error))
+"""
+
+
+def test_an_interrupt_of_one_process_stops_all_at_the_same_step(tmp_path):
+    (tmp_path / "run.py").write_text(INTERRUPTED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"{tmp_path}/run.py", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert run.returncode == 0, run.stderr
+    told = [(tmp_path / f"process-{index}").read_text() for index in (0, 1)]
+    assert told == ["test stopped at step 20"] * 2
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-00000020"]
+
+
 def test_half_written_checkpoint_is_ignored(tmp_path):
     settings = optimisation(steps=20)
     whole = run(tmp_path / "whole", settings)
@@ -96,6 +146,48 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(SfvgenError, match="does not fit"):
         run(tmp_path, module=Regression(size=5))
+
+
+def test_metrics_tell_the_loss_the_rate_the_gradient_and_the_speed(tmp_path):
+    """Against the closed form of one step from weights w: the loss and its gradient."""
+    module = Regression()
+    inputs, wanted = draw(torch.Generator().manual_seed(0))
+    weight, bias = (p.detach().clone() for p in module.layer.parameters())
+    error = inputs @ weight.T + bias - wanted
+    gradient = torch.cat([(2 * error * inputs).mean(dim=0), 2 * error.mean(dim=0)])
+    settings = optimisation(steps=1, max_grad_norm=0.01)
+    before = time.monotonic()
+    run(tmp_path, settings, module, lambda generator: (inputs, wanted))
+    [metrics] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert metrics["step"] == 1
+    assert metrics["loss"] == pytest.approx(error.square().mean().item(), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert metrics["learning_rate"] == pytest.approx(0.1 / 5)
+    assert metrics["samples_per_second"] > 16 / (time.monotonic() - before)
+
+
+def test_evaluation_sees_the_averaged_weights_and_changes_nothing(tmp_path):
+    whole = run(tmp_path / "whole")
+    module, seen = Regression(), {}
+
+    def evaluate(step):
+        assert not module.training
+        seen[step] = module.layer.weight.detach().clone()
+        return {"first": seen[step][0, 0].item()}
+
+    run(tmp_path / "seen", module=module, evaluation=Evaluation(15, evaluate))
+    assert torch.equal(whole.layer.weight, module.layer.weight)
+    assert list(seen) == [15, 30, 40]
+    # What training leaves in the module is the average after the last step.
+    assert torch.equal(seen[40], whole.layer.weight)
+    half = run(tmp_path / "half", optimisation(steps=40, checkpoint_every=15))
+    assert torch.equal(half.layer.weight, whole.layer.weight)
+    averages = load_file(tmp_path / "half/checkpoint-00000030/ema.safetensors")
+    assert torch.equal(seen[30], averages["layer.weight"])
+    lines = [json.loads(line) for line in (tmp_path / "seen/metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [15, 30, 40]
+    assert all(line["first"] == seen[line["step"]][0, 0].item() for line in lines)
+    assert "loss" in lines[-1]
 
 
 def test_loss_that_explodes_is_told(tmp_path):
@@ -158,6 +250,48 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     InverseDynamics.from_pretrained(f"{store}/run/model/inverse_dynamics")
     losses = [json.loads(line) for line in (store / "run/world_model/metrics.jsonl").open()]
     assert losses[-1]["step"] == 6
+
+
+def test_held_out_episodes_are_measured_and_never_trained_on(store, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.data import EpisodeStore
+    from sfvgen_planner.world_model import training
+
+    tables = []
+
+    def spied(batches, table, *args):
+        tables.append(table)
+        return batches(table, *args)
+
+    for name in ("frame_batches", "slow_batches", "pair_batches"):
+        monkeypatch.setattr(training, name, partial(spied, getattr(training, name)))
+    recipe = RECIPE.replace("STEPS", "5").replace("world_model:", "world_model:\n  eval_every: 2")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+    assert main(["train", *arguments, "--out", f"{tmp_path}/run"]) == 0
+    num_steps = EpisodeStore.open(store / "data").num_steps
+    assert [len(table.frames) for table in tables] == [sum(num_steps[:2]) + 2] * 3
+    folder = tmp_path / "run/world_model"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if line["held_out_loss"] > 0] == [2, 4, 5]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for name in ("imagined_with_actions", "imagined_from_language"):
+        assert [(e.step, e.width, e.height) for e in events.Images(name)][-1] == (5, 12 * 64, 128)
+
+
+def test_holding_out_the_only_episode_is_refused(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    recipe = RECIPE.replace("STEPS", "5").replace("world_model:", "world_model:\n  eval_every: 2")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("episodes: 3", "episodes: 1"))
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml"]
+    assert main(["collect", *arguments, "--out", f"{tmp_path}/data"]) == 0
+    arguments += ["--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
+    assert main(["train", *arguments]) == 2
+    assert "collect more episodes" in capsys.readouterr().err
 
 
 FINETUNE = """
