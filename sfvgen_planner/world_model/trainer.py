@@ -149,8 +149,10 @@ def train(
                 and (step % evaluation.every == 0 or is_last)
                 and accelerator.is_main_process
             ):
+                paused = time.perf_counter()
                 with _averaged(module, parameters, ema):
                     metrics |= evaluation.evaluate(step)
+                since += time.perf_counter() - paused
             if metrics:
                 log.write(step, metrics)
             due = step % optimisation.checkpoint_every == 0 or is_last
