@@ -61,7 +61,7 @@ class EnvStarts:
         observation, info = self.env.reset(seed=int(rng.integers(2**31)))
         # An environment may draw the next frame into the same memory.
         frame = camera_frame(self.env, observation, self.image_size).copy()
-        return Start(frame[None], info.get("instruction", ""))
+        return Start(frame[None], info.get("instruction") or "")
 
 
 class StoreStarts:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sfvgen_planner.world_model import VideoWorldModel
     from sfvgen_planner.world_model.success_head import SuccessHead
 
-# Imagination feeds on its own output, so its errors add up; past this it should not be trusted.
 DEFAULT_HORIZON = 32
 _ACTION_TOLERANCE = 1e-4
 
@@ -53,7 +52,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         starts: where episodes begin, see :mod:`sfvgen_planner.imagination.starts`.
         num_envs: number of worlds N.
         instruction: what the robot is told in every episode; None leaves it to the starts.
-        horizon: steps until an episode is truncated.
+        horizon: steps until an episode is truncated. Short by default, because imagination feeds
+            on its own output and drifts.
         success_head: judges the frames.
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
