@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 SIZE = 32
 SPEED = 0.05
@@ -101,12 +102,12 @@ class PointMassWorldModel:
     def __call__(
         self,
         past: torch.Tensor,
-        instruction: str | None = None,
+        instruction: str | list[str] | None = None,
         actions: torch.Tensor | None = None,
         num_frames: int | None = None,
         num_inference_steps: int = 4,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "np",
         common_noise: bool = False,
     ) -> SimpleNamespace:
@@ -120,7 +121,7 @@ class PointMassWorldModel:
         elif instruction in DIRECTIONS:
             velocity = velocity + np.asarray(DIRECTIONS[instruction])
         count = 1 if common_noise else len(past)
-        noise = torch.randn(count, num_frames, 2, generator=generator).numpy()
+        noise = randn_tensor((count, num_frames, 2), generator=generator).numpy()
         start = locate(self.decode(past))[:, -1:]
         path = start + np.cumsum(SPEED * velocity + self.noise * noise, axis=1)
         frames = draw(np.clip(path, 0, 1))

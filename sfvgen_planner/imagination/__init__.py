@@ -1,6 +1,18 @@
-"""Gymnasium's face of the world model: environments that can imagine their own futures."""
+"""Gymnasium's face of the world model: environments that imagine their futures."""
 
+from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.result import Imagination
+from sfvgen_planner.imagination.starts import EnvStarts, Start, Starts, StoreStarts
+from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
 from sfvgen_planner.imagination.wrapper import ImaginationWrapper
 
-__all__ = ["Imagination", "ImaginationWrapper"]
+__all__ = [
+    "EnvStarts",
+    "Imagination",
+    "ImaginationWrapper",
+    "Start",
+    "Starts",
+    "StoreStarts",
+    "WorldModelEnv",
+    "WorldModelVectorEnv",
+]

@@ -17,6 +17,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -316,7 +317,7 @@ class VideoWorldModel(DiffusionPipeline):
         num_frames: int | None = None,
         num_inference_steps: int = 4,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "np",
         common_noise: bool = False,
     ) -> VideoWorldModelOutput:
@@ -336,7 +337,8 @@ class VideoWorldModel(DiffusionPipeline):
             guidance_scale: Above 1, the video follows the instruction more closely than the
                 training data did (classifier-free guidance), at twice the denoiser calls. No
                 effect without an instruction.
-            generator: Source of the noise; the global one by default.
+            generator: Source of the noise; the global one by default. With a list, one for each
+                sample, a sample's noise does not depend on what else is in the batch.
             output_type: "np" decodes the frames, "latent" does not.
             common_noise: Give every sample of the batch the same noise, so that candidates
                 differ by their actions alone.
@@ -360,6 +362,11 @@ class VideoWorldModel(DiffusionPipeline):
                 f"one frame and {self.latent_size[0]} channels, got {tuple(context.shape)}"
             )
         batch = context.shape[0]
+        if isinstance(generator, list) and (common_noise or len(generator) != batch):
+            raise SfvgenError(
+                f"{batch} pasts need {batch} generators and no common noise, or one generator for "
+                f"all, got {len(generator)} and common_noise={common_noise}"
+            )
         normalised = None
         if actions is not None:
             normalised = self.normalise_actions(actions)
@@ -430,16 +437,18 @@ class VideoWorldModel(DiffusionPipeline):
         actions: Tensor | None,
         length: int,
         num_inference_steps: int,
-        generator: torch.Generator | None,
+        generator: torch.Generator | list[torch.Generator] | None,
         common_noise: bool,
     ) -> Tensor:
         """Denoise `length` frames after a clean `context` (masked conditional diffusion)."""
         batch, channels, num_past, height, width = context.shape
         noise_batch = 1 if common_noise else batch
         # Drawn on the CPU so that a seed gives the same video on every device.
-        noise_device = "cpu" if generator is None else generator.device
-        latents = torch.randn(
-            noise_batch, channels, length, height, width, generator=generator, device=noise_device
+        first = generator[0] if isinstance(generator, list) else generator
+        latents = randn_tensor(
+            (noise_batch, channels, length, height, width),
+            generator=generator,
+            device=torch.device("cpu") if first is None else first.device,
         )
         latents = latents.to(context).expand(batch, -1, -1, -1, -1)
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):

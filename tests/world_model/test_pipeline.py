@@ -66,6 +66,18 @@ def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(model, past):
         assert torch.allclose(batch[i], alone[0], atol=1e-4)
 
 
+def test_a_generator_for_each_sample_makes_it_independent_of_the_batch(model, past):
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    batch = model(past, num_frames=2, generator=generators).latents
+    for index, seed in enumerate((0, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        alone = model(past[index : index + 1], num_frames=2, generator=generator).latents
+        assert torch.allclose(batch[index], alone[0], atol=1e-4)
+    for arguments in ({"generator": generators[:1]}, {"common_noise": True}):
+        with pytest.raises(SfvgenError, match="generators"):
+            model(past, **{"generator": generators, **arguments})
+
+
 def test_common_noise_makes_equal_candidates_equal(model, past):
     same = np.repeat(past[:1], 2, axis=0)
     video = model(same, num_frames=3, generator=seeded(), common_noise=True).latents

@@ -1,0 +1,23 @@
+"""Gymnasium's vector format of infos: every array has a mask under the same name with ``_``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def masked_info(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``(N, ...)`` values where the ``(N,)`` mask holds; elsewhere zero, or None for objects."""
+    info = np.full_like(values, None if values.dtype == object else 0)
+    info[mask] = values[mask]
+    return info
+
+
+def env_info(infos: dict[str, Any], index: int) -> dict[str, Any]:
+    """The infos of environment ``index`` alone."""
+    return {
+        key: env_info(values, index) if isinstance(values, dict) else values[index]
+        for key, values in infos.items()
+        if not key.startswith("_") and infos[f"_{key}"][index]
+    }

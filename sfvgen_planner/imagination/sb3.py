@@ -1,0 +1,103 @@
+"""Gymnasium vector environments for Stable-Baselines3, which has a vector format of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.imagination.infos import env_info
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError as error:
+    raise SfvgenError(
+        "Stable-Baselines3 is not installed: pip install 'sfvgen-planner[sb3]'"
+    ) from error
+
+
+class SB3VecEnv(VecEnv):
+    """Train Stable-Baselines3 in a Gymnasium vector environment, such as imagined worlds.
+
+    Args:
+        envs: a vector environment that resets in the same step, as SB3 does.
+
+    Raises:
+        SfvgenError: where it has another autoreset mode, or Stable-Baselines3 is missing (on
+            import).
+
+    Example:
+        >>> from gymnasium.vector import AutoresetMode
+        >>> from stable_baselines3 import PPO
+        >>> envs = WorldModelVectorEnv(model, starts, 16, autoreset_mode=AutoresetMode.SAME_STEP)
+        >>> PPO("CnnPolicy", SB3VecEnv(envs)).learn(10_000)
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        require(
+            mode is AutoresetMode.SAME_STEP,
+            f"SB3 resets in the same step: use autoreset_mode=AutoresetMode.SAME_STEP, not {mode}",
+        )
+        self.envs = envs
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    def reset(self) -> Any:
+        """Begin all episodes anew, with the seeds given to ``seed``."""
+        observations, infos = self.envs.reset(seed=self._seeds)  # type: ignore[arg-type]
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [env_info(infos, row) for row in range(self.num_envs)]
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions ``(N, A)`` of the next step."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Make the step: observations, rewards, whether episodes ended, and infos."""
+        observations, rewards, terminations, truncations, infos = self.envs.step(self._actions)
+        dones = terminations | truncations
+        one_each = [env_info(infos, row) for row in range(self.num_envs)]
+        for row in np.flatnonzero(dones).tolist():
+            begun = one_each[row]
+            one_each[row] = begun.pop("final_info") | {
+                "terminal_observation": begun.pop("final_obs")
+            }
+            self.reset_infos[row] = begun
+        for row, info in enumerate(one_each):
+            info["TimeLimit.truncated"] = bool(truncations[row] and not terminations[row])
+        return observations, rewards.astype(np.float32), dones, one_each
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """The latest frame of each environment."""
+        images: Any = self.envs.render()
+        return images or [None] * self.num_envs
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The vector environment's attribute, once for each index."""
+        return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused: the environments are one object."""
+        raise SfvgenError(f"set {attr_name} on the vector environment itself, .envs")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Refused: the environments are one object."""
+        raise SfvgenError(f"call {method_name} on the vector environment itself, .envs")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
+    ) -> list[bool]:
+        """False: there are no wrappers around single environments."""
+        return [False for _ in self._get_indices(indices)]

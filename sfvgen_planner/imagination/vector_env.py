@@ -1,0 +1,354 @@
+"""Many imagined worlds that step together, as a Gymnasium vector environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.imagination.infos import masked_info
+from sfvgen_planner.imagination.starts import Starts
+
+if TYPE_CHECKING:
+    from sfvgen_planner.world_model import VideoWorldModel
+    from sfvgen_planner.world_model.success_head import SuccessHead
+
+DEFAULT_HORIZON = 32
+_ACTION_TOLERANCE = 1e-4
+
+
+class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """Step N imagined worlds in one batch on the model's device.
+
+    One step imagines one video frame. The observation is that frame, ``(H, W, 3)`` uint8: a plain
+    image and not a Dict, so that SB3's ``CnnPolicy`` and anything else that takes a camera reads
+    it. The observation of ``reset`` is the start's own last frame.
+
+    Reward and termination come from the success head's probability p that the instruction has
+    been achieved: ``reward = p[t] - p[t - 1]``, plus 1 at success. An episode terminates in
+    success when p reaches ``success_threshold`` on two frames in a row, because one imagined frame
+    may be wrong by chance. Without a head or an instruction the reward is 0 and nothing
+    terminates. An episode is truncated after ``horizon`` steps. Its instruction does not change.
+
+    Every environment has its own random numbers: what it imagines does not depend on how many
+    others run beside it. Worlds with fewer than ``num_past_frames`` frames behind them take a
+    context of one frame, as in training; so a step is one call of the model, or two when worlds
+    of both kinds are present.
+
+    The infos are ``"instruction"``; ``"success_probability"`` where there is a head and an
+    instruction; and ``"disagreement"`` after a step with ``num_samples > 1``: the root mean square
+    difference of the samples' latents, which have about unit variance, from their mean. The
+    larger it is, the less the model knows what comes next.
+
+    Args:
+        world_model: the model; it must take actions.
+        starts: where episodes begin, see :mod:`sfvgen_planner.imagination.starts`.
+        num_envs: number of worlds N.
+        instruction: what the robot is told in every episode; None leaves it to the starts.
+        horizon: steps until an episode is truncated. Short by default, because imagination feeds
+            on its own output and drifts.
+        success_head: judges the frames.
+        success_threshold: probability in (0, 1] that counts as success.
+        num_inference_steps: denoiser calls per step.
+        guidance_scale: above 1, follows the instruction more closely, at twice the denoiser calls.
+        num_samples: futures imagined per step and world; the first is followed.
+        autoreset_mode: when an ended episode begins anew, see Gymnasium's ``AutoresetMode``.
+            With ``DISABLED``, reset it by ``reset(options={"reset_mask": mask})``.
+        render_mode: ``"rgb_array"`` or None.
+
+    Raises:
+        SfvgenError: where an argument makes no sense or the model takes no actions.
+
+    Example:
+        >>> from sfvgen_planner.data.environment import make_env
+        >>> from sfvgen_planner.world_model import load_world_model
+        >>> starts = EnvStarts(make_env("sfvgen/TabletopReturn-v0"))
+        >>> envs = WorldModelVectorEnv(load_world_model(), starts, num_envs=64)
+        >>> envs.reset(seed=0)[0].shape
+        (64, 64, 64, 3)
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        world_model: VideoWorldModel,
+        starts: Starts,
+        num_envs: int,
+        instruction: str | None = None,
+        horizon: int = DEFAULT_HORIZON,
+        success_head: SuccessHead | None = None,
+        success_threshold: float = 0.9,
+        num_inference_steps: int = 1,
+        guidance_scale: float = 1.0,
+        num_samples: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+    ) -> None:
+        for name, number in (
+            ("num_envs", num_envs),
+            ("horizon", horizon),
+            ("num_inference_steps", num_inference_steps),
+            ("guidance_scale", guidance_scale),
+            ("num_samples", num_samples),
+        ):
+            require(number >= 1, f"{name} must be at least 1, got {number}")
+        require(
+            0 < success_threshold <= 1,
+            f"success_threshold must be above 0 and at most 1, got {success_threshold}",
+        )
+        modes = self.metadata["render_modes"]
+        require(
+            render_mode in (None, *modes), f"render_mode must be one of {modes}, got {render_mode}"
+        )
+        config = world_model.config
+        require(len(config.action_low) > 0, "a world model without actions cannot be stepped")
+        self.world_model = world_model
+        self.starts = starts
+        self.num_envs = num_envs
+        self.instruction = instruction
+        self.horizon = horizon
+        self.success_head = success_head
+        self.success_threshold = success_threshold
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.num_samples = num_samples
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        side = config.image_size
+        self.single_observation_space = gym.spaces.Box(0, 255, (side, side, 3), np.uint8)
+        self.single_action_space = gym.spaces.Box(
+            np.float32(config.action_low), np.float32(config.action_high), dtype=np.float32
+        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._random = [seeding.np_random() for _ in range(num_envs)]
+        self._noise = [torch.Generator() for _ in range(num_envs)]
+        self._tokens: dict[str, torch.Tensor] = {}
+        self._past: torch.Tensor | None = None  # (N, C, f_p, h, w), the latest frames last
+        self._num_past = np.zeros(num_envs, int)
+        self._frames = np.zeros((num_envs, side, side, 3), np.uint8)
+        self._instructions = np.full(num_envs, "", object)
+        self._probability = np.zeros(num_envs)
+        self._disagreement = np.zeros(num_envs)
+        self._num_steps = np.zeros(num_envs, int)
+        self._ended = np.zeros(num_envs, bool)
+
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """The random number generators, one per environment."""
+        return tuple(generator for generator, _ in self._random)
+
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:
+        self._random = [(generator, -1) for generator in value]
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seeds of ``np_random``; -1 for generators that were set."""
+        return tuple(seed for _, seed in self._random)
+
+    @torch.no_grad()
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin new episodes.
+
+        Args:
+            seed: one per environment, or an int for ``seed, seed + 1, ...``; None goes on with
+                the random numbers at hand.
+            options: ``{"reset_mask": mask}`` with a bool array ``(N,)`` resets some environments
+                only.
+
+        Returns:
+            Observations ``(N, H, W, 3)`` uint8, and infos.
+
+        Raises:
+            SfvgenError: where the seeds or the mask have the wrong shape, or the starts' frames
+                do not fit the model.
+        """
+        seeds = [seed] * self.num_envs if seed is None else seed
+        if isinstance(seeds, int):
+            seeds = range(seeds, seeds + self.num_envs)
+        require(len(seeds) == self.num_envs, f"{self.num_envs} environments got {len(seeds)} seeds")
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        require(
+            isinstance(mask, np.ndarray)
+            and mask.shape == (self.num_envs,)
+            and mask.dtype == bool
+            and bool(mask.any()),
+            f"reset_mask must be a bool array of shape ({self.num_envs},) with a True value, "
+            f"got {mask!r}",
+        )
+        require(
+            self._past is not None or bool(mask.all()),
+            "the first reset must be of all environments, got a reset_mask",
+        )
+        for row, one in enumerate(seeds):
+            if mask[row] and one is not None:
+                self._random[row] = seeding.np_random(one)
+        self._begin(mask)
+        return self._frames.copy(), self._infos(mask, np.zeros_like(mask))
+
+    @torch.no_grad()
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Imagine the next frame of every world.
+
+        Args:
+            actions: ``(N, A)`` in the environment's units.
+
+        Returns:
+            Observations ``(N, H, W, 3)`` uint8, rewards ``(N,)`` float64, terminations and
+            truncations ``(N,)`` bool, and infos; with ``SAME_STEP`` also the ``"final_obs"`` and
+            ``"final_info"`` of episodes that ended.
+
+        Raises:
+            SfvgenError: before ``reset``; where an action has the wrong shape, is not finite or
+                leaves the bounds; or, with ``DISABLED``, where an episode has ended.
+        """
+        require(self._past is not None, "nothing has been imagined yet: call reset() first")
+        over = np.flatnonzero(self._ended).tolist()
+        require(
+            not over or self.autoreset_mode is not AutoresetMode.DISABLED,
+            f"the imagined episodes of environments {over} have ended: reset them first",
+        )
+        stepped = ~self._ended
+        checked = self._checked_actions(actions, stepped)
+        if over:
+            self._begin(self._ended)
+        previous = self._probability.copy()
+        num_past = self.world_model.config.num_past_frames
+        full = self._num_past >= num_past
+        for mask, length in ((stepped & full, num_past), (stepped & ~full, 1)):
+            if mask.any():
+                self._imagine(mask, length, checked)
+        sure = np.minimum(previous, self._probability) >= self.success_threshold
+        terminations = stepped & sure
+        truncations = stepped & (self._num_steps >= self.horizon)
+        rewards = np.where(stepped, self._probability - previous, 0.0) + terminations
+        self._ended = terminations | truncations
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
+            ended = self._ended
+            infos["final_obs"] = np.full(self.num_envs, None, object)
+            for row in np.flatnonzero(ended):
+                infos["final_obs"][row] = self._frames[row].copy()
+            infos["final_info"] = self._infos(ended, ended)
+            infos["_final_obs"], infos["_final_info"] = ended.copy(), ended.copy()
+            stepped &= ~ended
+            self._begin(ended)
+        infos |= self._infos(np.ones_like(stepped), stepped)
+        return self._frames.copy(), rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The latest frame of every world, ``(H, W, 3)`` uint8; None without a render mode."""
+        return None if self.render_mode is None else tuple(self._frames.copy())
+
+    def _begin(self, mask: np.ndarray) -> None:
+        """Begin the episodes of some environments."""
+        rows = np.flatnonzero(mask)
+        num_past = self.world_model.config.num_past_frames
+        starts = [self.starts(self._random[row][0]) for row in rows]
+        pasts = [start.frames[-num_past:] for start in starts]
+        latents = self.world_model.encode(np.concatenate(pasts)[None])[0]
+        if self._past is None:
+            channels, _, height, width = latents.shape
+            self._past = latents.new_zeros(self.num_envs, channels, num_past, height, width)
+        lengths = [len(past) for past in pasts]
+        for row, start, latent in zip(rows, starts, latents.split(lengths, dim=1), strict=True):
+            self._past[row, :, -latent.shape[1] :] = latent
+            self._frames[row] = start.frames[-1]
+            given = self.instruction
+            self._instructions[row] = start.instruction if given is None else given
+            self._noise[row].manual_seed(int(self._random[row][0].integers(2**63)))
+        self._num_past[rows] = lengths
+        self._num_steps[rows] = 0
+        self._ended = self._ended & ~mask
+        self._judge(mask, self._past[torch.from_numpy(rows), :, -1])
+
+    def _imagine(self, mask: np.ndarray, length: int, actions: torch.Tensor) -> None:
+        """Add one frame to some worlds whose context is ``length`` frames long."""
+        assert self._past is not None
+        rows = np.flatnonzero(mask)
+        past = self._past[torch.from_numpy(rows)]
+        repeated = rows.repeat(self.num_samples)
+        output = self.world_model(
+            past[:, :, -length:].repeat_interleave(self.num_samples, dim=0),
+            instruction=[self._instructions[row] for row in repeated],
+            actions=actions[torch.from_numpy(repeated), None],
+            num_frames=1,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            generator=[self._noise[row] for row in repeated],
+            output_type="latent",
+        )
+        samples = output.latents.unflatten(0, (len(rows), self.num_samples))
+        deviation = samples.float() - samples.float().mean(dim=1, keepdim=True)
+        self._disagreement[rows] = deviation.square().flatten(1).mean(dim=1).sqrt().cpu().numpy()
+        followed = samples[:, 0].to(past.dtype)
+        self._past[torch.from_numpy(rows)] = torch.cat([past[:, :, 1:], followed], dim=2)
+        self._frames[rows] = self.world_model.decode(followed)[:, 0]
+        self._num_past[rows] += 1
+        self._num_steps[rows] += 1
+        self._judge(mask, followed[:, :, 0])
+
+    def _judge(self, mask: np.ndarray, latents: torch.Tensor) -> None:
+        """Take down how probable success is in the present frames ``(n, C, h, w)`` of n worlds."""
+        self._probability[mask] = 0
+        judged = mask & self._judged()
+        if self.success_head is None or not judged.any():
+            return
+        texts = list(self._instructions[judged])
+        for text in set(texts) - self._tokens.keys():
+            self._tokens[text] = self.world_model.tokenize([text])[0]
+        token_ids = torch.stack([self._tokens[text] for text in texts]).to(latents.device)
+        head = self.success_head.to(latents.device)
+        shown = latents[torch.from_numpy(judged[mask])].float()
+        self._probability[judged] = head(shown, token_ids).float().sigmoid().cpu().numpy()
+
+    def _judged(self) -> np.ndarray:
+        """Which environments ``(N,)`` have a reward."""
+        return (self._instructions != "") & (self.success_head is not None)
+
+    def _infos(self, mask: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
+        """Infos of some environments, of which some have made a step."""
+        infos: dict[str, Any] = {}
+        for key, values, where in (
+            ("instruction", self._instructions, mask),
+            ("success_probability", self._probability, mask & self._judged()),
+            ("disagreement", self._disagreement, mask & stepped & (self.num_samples > 1)),
+        ):
+            if where.any():
+                infos[key], infos[f"_{key}"] = masked_info(values, where), where.copy()
+        return infos
+
+    def _checked_actions(self, actions: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        """Actions ``(N, A)`` float32; those outside the mask are not looked at."""
+        values = np.array(actions, np.float32)
+        shape = self.action_space.shape
+        require(values.shape == shape, f"actions must have the shape {shape}, got {values.shape}")
+        space = self.single_action_space
+        assert isinstance(space, gym.spaces.Box)
+        low, high = space.low - _ACTION_TOLERANCE, space.high + _ACTION_TOLERANCE
+        # NaN compares false.
+        wrong = mask & ~((values >= low) & (values <= high)).all(axis=1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise SfvgenError(
+                f"actions must be finite and lie between {space.low.tolist()} and "
+                f"{space.high.tolist()}, but that of environment {row} is {values[row].tolist()}"
+            )
+        return torch.from_numpy(values)

@@ -1,0 +1,98 @@
+"""The single imagined world, under the checkers of Gymnasium and SB3."""
+
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import sfvgen_planner.imagination.env as env_module
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import EnvStarts, WorldModelEnv
+from sfvgen_planner.world_model import tiny_world_model
+from tests.point_mass import SIZE, PointMassEnv, PointMassWorldModel
+
+
+class TinyWorld(WorldModelEnv):
+    def __init__(self, render_mode=None):
+        starts = EnvStarts(PointMassEnv(), image_size=64)
+        super().__init__(tiny_world_model(action_size=2), starts, render_mode, num_samples=2)
+
+
+class FakeWindow:
+    shown: list[np.ndarray]
+
+    def __init__(self, title, fps):
+        self.shown, self.is_open = [], True
+
+    def show(self, frame):
+        self.shown.append(frame)
+
+    def close(self):
+        self.is_open = False
+
+
+@pytest.fixture
+def window(monkeypatch):
+    monkeypatch.setattr(env_module, "Window", FakeWindow)
+
+
+def test_passes_gymnasiums_checker_without_a_warning(window):
+    gym.register("TinyWorld-v0", entry_point=TinyWorld)
+    try:
+        env = gym.make("TinyWorld-v0", render_mode="rgb_array", disable_env_checker=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_env(env.unwrapped)
+    finally:
+        del gym.registry["TinyWorld-v0"]
+
+
+def test_passes_sb3s_checker_without_a_warning():
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker.check_env(TinyWorld())
+
+
+def test_the_window_shows_every_frame(window):
+    env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), "human")
+    frames = [env.reset(seed=0)[0]]
+    frames += [env.step(np.ones(2, np.float32))[0] for _ in range(3)]
+    shown = env._window
+    assert np.array_equal(shown.shown, frames)
+    assert env.render() is None
+    env.close()
+    assert not shown.is_open
+    env.close()
+
+
+def test_a_window_needs_pygame(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(SfvgenError, match="pip install pygame"):
+        WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), "human")
+
+
+def test_rendering_gives_the_latest_frame():
+    env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), "rgb_array")
+    env.reset(seed=0)
+    observation = env.step(np.ones(2, np.float32))[0]
+    assert observation.shape == (SIZE, SIZE, 3)
+    assert np.array_equal(env.render(), observation)
+    with pytest.raises(SfvgenError, match="render_mode"):
+        WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), "ansi")
+
+
+def test_an_ended_episode_must_be_reset():
+    env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), horizon=2)
+    with pytest.raises(SfvgenError, match="reset"):
+        env.step(np.zeros(2, np.float32))
+    env.reset(seed=0)
+    action = np.zeros(2, np.float32)
+    assert [env.step(action)[3] for _ in range(2)] == [False, True]
+    with pytest.raises(SfvgenError, match="ended"):
+        env.step(action)
+    env.reset()
+    assert not env.step(action)[3]

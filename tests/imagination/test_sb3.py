@@ -1,0 +1,84 @@
+"""Stable-Baselines3 learns in imagined worlds."""
+
+import sys
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import EnvStarts, WorldModelVectorEnv
+from sfvgen_planner.world_model import tiny_world_model
+from tests.point_mass import PointMassEnv, PointMassWorldModel
+
+
+def point_mass(mode=AutoresetMode.SAME_STEP, **kwargs):
+    model = PointMassWorldModel(0.02)
+    return WorldModelVectorEnv(
+        model, EnvStarts(PointMassEnv()), 2, horizon=3, autoreset_mode=mode, **kwargs
+    )
+
+
+def test_ended_episodes_are_told_as_sb3_does():
+    pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import SB3VecEnv
+
+    envs, plain = SB3VecEnv(point_mass(num_samples=2)), point_mass(num_samples=2)
+    envs.seed(3)
+    assert np.array_equal(envs.reset(), plain.reset(seed=3)[0])
+    assert envs.reset_infos == [{"instruction": "right"}] * 2
+    action = np.ones((2, 2), np.float32)
+    for step in range(4):
+        found, expected = envs.step(action), plain.step(action)
+        assert np.array_equal(found[0], expected[0])
+        done = step == 2
+        assert found[2].tolist() == [done, done]
+        for row, info in enumerate(found[3]):
+            assert info["TimeLimit.truncated"] == done
+            assert info["disagreement"] > 0
+            assert ("terminal_observation" in info) == done
+            if done:
+                last = expected[4]["final_obs"][row]
+                assert np.array_equal(info["terminal_observation"], last)
+                assert not np.array_equal(last, found[0][row])
+
+
+def test_other_autoreset_modes_are_refused():
+    pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import SB3VecEnv
+
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
+        with pytest.raises(SfvgenError, match="SAME_STEP"):
+            SB3VecEnv(point_mass(mode))
+
+
+@pytest.mark.parametrize("name", ["PPO", "SAC"])
+def test_sb3_learns(name):
+    algorithms = pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import SB3VecEnv
+
+    envs = WorldModelVectorEnv(
+        tiny_world_model(action_size=2),
+        EnvStarts(PointMassEnv(), image_size=64),
+        2,
+        horizon=3,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        render_mode="rgb_array",
+    )
+    sizes = {"PPO": {"n_steps": 4, "n_epochs": 1}, "SAC": {"learning_starts": 4, "buffer_size": 20}}
+    policy = {"features_extractor_kwargs": {"features_dim": 8}, "net_arch": [8]}
+    agent = getattr(algorithms, name)(
+        "CnnPolicy", SB3VecEnv(envs), batch_size=4, policy_kwargs=policy, **sizes[name]
+    )
+    before = [p.clone() for p in agent.policy.parameters()]
+    agent.learn(8)
+    assert [image.shape for image in envs.render()] == [(64, 64, 3)] * 2
+    assert len(agent.env.get_images()) == 2
+    assert any((p != q).any() for p, q in zip(agent.policy.parameters(), before, strict=True))
+
+
+def test_a_missing_sb3_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "sfvgen_planner.imagination.sb3", raising=False)
+    monkeypatch.setitem(sys.modules, "stable_baselines3.common.vec_env", None)
+    with pytest.raises(SfvgenError, match=r"sfvgen-planner\[sb3\]"):
+        import sfvgen_planner.imagination.sb3  # noqa: F401

@@ -1,0 +1,74 @@
+"""Where imagined episodes begin."""
+
+import numpy as np
+import pytest
+
+from sfvgen_planner.data import Episode, EpisodeStore, StoreSpec, load_all
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import EnvStarts, Start, StoreStarts
+from tests.point_mass import PointMassEnv, draw
+
+SPEC = StoreSpec("Test-v0", 1, (16, 16), (-1.0, -1.0), (1.0, 1.0))
+
+
+def test_an_env_start_is_its_first_frame_and_instruction():
+    env = PointMassEnv()
+    start = EnvStarts(env)(np.random.default_rng(0))
+    assert np.array_equal(start.frames, draw(env.position)[None])
+    assert start.instruction == "right"
+    again = EnvStarts(env)(np.random.default_rng(0))
+    assert np.array_equal(start.frames, again.frames)
+    other = EnvStarts(env)(np.random.default_rng(1))
+    assert not np.array_equal(start.frames, other.frames)
+    assert EnvStarts(env, 64)(np.random.default_rng(0)).frames.shape == (1, 64, 64, 3)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two episodes whose frames and instructions tell which and when."""
+    with EpisodeStore.create(tmp_path / "store", SPEC) as store:
+        for index, steps in enumerate((3, 7)):
+            values = 100 * index + np.arange(steps + 1)
+            store.append(
+                Episode(
+                    frames=np.broadcast_to(
+                        values[:, None, None, None], (steps + 1, 16, 16, 3)
+                    ).astype(np.uint8),
+                    actions=np.zeros((steps, 2), np.float32),
+                    instructions=[str(value) for value in values[:-1]],
+                    rewards=np.zeros(steps, np.float32),
+                    terminated=False,
+                    truncated=True,
+                    seed=index,
+                )
+            )
+        yield store
+
+
+def test_a_store_start_is_a_recorded_moment(store):
+    for source in (store, load_all(store)):
+        starts = StoreStarts(source, num_past_frames=4)
+        rng = np.random.default_rng(0)
+        drawn = [starts(rng) for _ in range(200)]
+        seen = set()
+        for start in drawn:
+            values = start.frames[:, 0, 0, 0].astype(int)
+            present = values[-1]
+            assert start.instruction == str(present)
+            first = 100 * (present // 100)
+            assert values.tolist() == list(range(max(first, present - 3), present + 1))
+            seen.add(int(present))
+        # Every frame that was acted on; the last one of an episode was not.
+        assert seen == {0, 1, 2, *range(100, 107)}
+
+
+def test_bad_starts_are_refused(store, tmp_path):
+    with pytest.raises(SfvgenError, match="num_past_frames"):
+        StoreStarts(store, 0)
+    with pytest.raises(SfvgenError, match="without episodes"):
+        StoreStarts(EpisodeStore.create(tmp_path / "empty", SPEC), 4)
+    for frames in (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)):
+        with pytest.raises(SfvgenError, match="f >= 1"):
+            Start(frames)
+    with pytest.raises(SfvgenError, match="uint8"):
+        Start(np.zeros((1, 8, 8, 3)))
