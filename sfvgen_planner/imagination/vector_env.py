@@ -51,13 +51,14 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         world_model: the model; it must take actions.
         starts: where episodes begin, see :mod:`sfvgen_planner.imagination.starts`.
         num_envs: number of worlds N.
-        instruction: what the robot is told in every episode; None leaves it to the starts.
+        instruction: what the robot is told in every episode; None leaves it to the starts. It
+            decides the reward, and not what happens: that is for the actions alone.
         horizon: steps until an episode is truncated. Short by default, because imagination feeds
-            on its own output and drifts.
+            on its own output and drifts, and faster frame by frame than in chunks, which the model
+            was trained on.
         success_head: judges the frames.
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
-        guidance_scale: above 1, follows the instruction more closely, at twice the denoiser calls.
         num_samples: futures imagined per step and world; the first is followed.
         autoreset_mode: when an ended episode begins anew, see Gymnasium's ``AutoresetMode``.
             With ``DISABLED``, reset it by ``reset(options={"reset_mask": mask})``.
@@ -87,7 +88,6 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_head: SuccessHead | None = None,
         success_threshold: float = 0.9,
         num_inference_steps: int = 1,
-        guidance_scale: float = 1.0,
         num_samples: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
@@ -96,7 +96,6 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             ("num_envs", num_envs),
             ("horizon", horizon),
             ("num_inference_steps", num_inference_steps),
-            ("guidance_scale", guidance_scale),
             ("num_samples", num_samples),
         ):
             require(number >= 1, f"{name} must be at least 1, got {number}")
@@ -118,7 +117,6 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.success_head = success_head
         self.success_threshold = success_threshold
         self.num_inference_steps = num_inference_steps
-        self.guidance_scale = guidance_scale
         self.num_samples = num_samples
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -287,11 +285,9 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         repeated = rows.repeat(self.num_samples)
         output = self.world_model(
             past[:, :, -length:].repeat_interleave(self.num_samples, dim=0),
-            instruction=[self._instructions[row] for row in repeated],
             actions=actions[torch.from_numpy(repeated), None],
             num_frames=1,
             num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
             generator=[self._noise[row] for row in repeated],
             output_type="latent",
         )

@@ -75,6 +75,12 @@ class Conditions(_Section):
         le=1,
         description="Share of steps with f_p = 1, and f_g longer by as much: same window.",
     )
+    single_future_frame: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of steps with f_g = 1, for worlds that are stepped frame by frame.",
+    )
     context_noise: float = Field(
         default=0.1, ge=0, description="Largest noise on the context, so that rollouts hold."
     )

@@ -127,14 +127,18 @@ def slow_batches(
 
         # Drawn on the host: a look at a number on the device would make the host wait for it.
         host = np.random.default_rng(generator.initial_seed())
-        single = host.random() < conditions.single_past_frame
-        num_past = 1 if single else recipe.num_past_frames
+        single_past, single_future = host.random(2) < (
+            conditions.single_past_frame,
+            conditions.single_future_frame,
+        )
+        num_past = 1 if single_past else recipe.num_past_frames
+        length = num_past + 1 if single_future else num_frames
         mix = torch.multinomial(mixes, batch_size, replacement=True, generator=generator)
         first = _pick(starts, uniform(batch_size))
         language = (mix == 0) & (len(told[num_past]) > 0)
         if len(told[num_past]):
             first = torch.where(language, _pick(told[num_past], uniform(batch_size)), first)
-        rows = first[:, None] + torch.arange(num_frames, device=device)
+        rows = first[:, None] + torch.arange(length, device=device)
         end = ends[first + num_past - 1, None]
         rows = torch.where(language[:, None], torch.minimum(rows, end), rows)
         latents = table.frames[rows].float().transpose(1, 2)

@@ -83,6 +83,14 @@ def test_a_language_sample_follows_its_instruction_and_then_stands_still(model, 
     assert set((batch.latents[:, 0, batch.num_past - 1, 0, 0] % 10).tolist()) == set(range(10))
 
 
+def test_some_steps_have_a_single_future_frame(model):
+    draw = slow_batches(table(), model, recipe(single_past_frame=0.5, single_future_frame=0.5))
+    batches = [draw(torch.Generator().manual_seed(seed)) for seed in range(40)]
+    lengths = {(batch.num_past, batch.latents.shape[2] - batch.num_past) for batch in batches}
+    assert lengths == {(1, 1), (1, 11), (4, 1), (4, 8)}
+    assert all(batch.actions.shape[1] + batch.num_past == batch.noise.shape[2] for batch in batches)
+
+
 def test_language_comes_with_actions_only_where_one_instruction_holds(model):
     draw = slow_batches(table(), model, only(language_and_actions=1))
     batch = draw(torch.Generator().manual_seed(0))
