@@ -25,6 +25,7 @@ from sfvgen_planner.world_model.checkpoint import (
     SUCCESS_HEAD_FOLDER,
     write_manifest,
 )
+from sfvgen_planner.world_model.denoiser import build_denoiser
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads
@@ -34,7 +35,6 @@ from sfvgen_planner.world_model.recipe import Optimisation, Recipe, SuccessHeadR
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
-    build_unet,
     slow_batches,
 )
 from sfvgen_planner.world_model.success_head import SuccessHead
@@ -221,8 +221,8 @@ def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) 
             tokenizer, text.hidden_size, text.num_layers, text.num_heads
         ),
         tokenizer=tokenizer,
-        unet=build_unet(
-            recipe.world_model.unet,
+        unet=build_denoiser(
+            recipe.world_model.denoiser,
             recipe.autoencoder.latent_channels,
             side // 2 ** (len(recipe.autoencoder.block_out_channels) - 1),
             spec.action_size,
