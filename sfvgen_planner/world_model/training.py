@@ -166,6 +166,8 @@ def _check_recipe(recipe: Recipe, store: EpisodeStore) -> None:
             "with --init-from"
         )
     factor = 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
+    if recipe.world_model.transformer:
+        factor *= recipe.world_model.transformer.patch_size
     height, width = store.spec.image_size
     if height != width or height % factor:
         raise SfvgenError(
