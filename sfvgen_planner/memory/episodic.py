@@ -19,11 +19,15 @@ from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
 from sfvgen_planner.world_model.pipeline import use_trainable_attention
 
-# Attention and convolutions over time, diffusers' names; the regex skips the convolutions'
-# norms, activations and dropouts.
-TEMPORAL_ATTENTION = r".*(temp_attentions|transformer_in)\..*attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-TEMPORAL_CONVOLUTION = r".*temp_convs\.\d+\.(conv1\.2|conv[234]\.3)"
-TEMPORAL_LAYERS = f"({TEMPORAL_ATTENTION}|{TEMPORAL_CONVOLUTION})"
+# Diffusers' names of what mixes frames, in the UNet (attention and convolutions over time, without
+# the convolutions' norms, activations and dropouts) and in the transformer (its temporal blocks).
+# Neither class has the other's names, so one regex serves both.
+_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+TEMPORAL_LAYERS = (
+    rf"(.*(temp_attentions|transformer_in)\..*{_ATTENTION}"
+    r"|.*temp_convs\.\d+\.(conv1\.2|conv[234]\.3)"
+    rf"|temporal_transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))"
+)
 
 _SETTINGS_FILE = "memory.json"
 _COUNTER = "num_writes"

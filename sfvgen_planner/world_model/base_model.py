@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet3DConditionModel
+from diffusers import LatteTransformer3DModel
 from torch import Tensor, nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.conditioning import num_condition_planes
+from sfvgen_planner.world_model.denoiser import Denoiser
 
 
-def fit_unet(
-    unet: UNet3DConditionModel, latent_channels: int, text_size: int, action_size: int
-) -> None:
+def fit_unet(unet: Denoiser, latent_channels: int, text_size: int, action_size: int) -> None:
     """Give the denoiser an input channel for each condition plane, in place.
 
-    A UNet that has them already stays as it is.
+    One that has them already stays as it is.
 
     Args:
         unet: A world model's denoiser, or one that takes nothing but latents.
@@ -31,18 +30,26 @@ def fit_unet(
         action_size: Numbers in one action, A.
 
     Raises:
-        SfvgenError: Its channels or its text size fit neither case.
+        SfvgenError: Its channels or its text size fit neither case, or it is a transformer that
+            takes windows of one length only.
     """
     config = unet.config
+    is_transformer = isinstance(unet, LatteTransformer3DModel)
+    if is_transformer and config.video_length != 1:
+        raise SfvgenError(
+            f"the unet takes windows of exactly {config.video_length} frames, but a world model's "
+            "vary; use a transformer of video_length 1, which takes any number"
+        )
     if config.out_channels != latent_channels:
         raise SfvgenError(
             f"the unet denoises latents of {config.out_channels} channels, but the vae makes "
             f"{latent_channels}; use a vae of {config.out_channels} latent channels"
         )
-    if config.cross_attention_dim != text_size:
+    read_size = config.caption_channels if is_transformer else config.cross_attention_dim
+    if read_size != text_size:
         raise SfvgenError(
-            f"the unet reads text states of {config.cross_attention_dim} numbers, but the text "
-            f"encoder makes {text_size}; use one with hidden_size {config.cross_attention_dim}"
+            f"the unet reads text states of {read_size} numbers, but the text encoder makes "
+            f"{text_size}; use one with hidden_size {read_size}"
         )
     num_planes = num_condition_planes(action_size)
     wanted = latent_channels + num_planes
@@ -57,13 +64,15 @@ def fit_unet(
 
 
 @torch.no_grad()
-def inflate_conv_in(unet: UNet3DConditionModel, in_channels: int) -> None:
+def inflate_conv_in(unet: Denoiser, in_channels: int) -> None:
     """Widen the first convolution to `in_channels`; the new weights are zero and learnable."""
-    old = unet.conv_in
+    name = "pos_embed.proj" if isinstance(unet, LatteTransformer3DModel) else "conv_in"
+    old = unet.get_submodule(name)
     new = nn.Conv2d(
         in_channels,
         old.out_channels,
         kernel_size=old.kernel_size,
+        stride=old.stride,
         padding=old.padding,
         device=old.weight.device,
         dtype=old.weight.dtype,
@@ -71,12 +80,12 @@ def inflate_conv_in(unet: UNet3DConditionModel, in_channels: int) -> None:
     new.weight.zero_()
     new.weight[:, : old.in_channels] = old.weight
     new.bias = old.bias
-    unet.conv_in = new
+    unet.set_submodule(name, new)
     unet.register_to_config(in_channels=in_channels)
 
 
-def fit_image_size(unet: UNet3DConditionModel, factor: int, image_size: int | None) -> int:
-    """Height and width of a frame in pixels; by default the size the UNet was made for.
+def fit_image_size(unet: Denoiser, factor: int, image_size: int | None) -> int:
+    """Height and width of a frame in pixels; by default the size the denoiser was made for.
 
     Args:
         unet: The denoiser; its `sample_size` is in cells of the latents.
@@ -84,7 +93,8 @@ def fit_image_size(unet: UNet3DConditionModel, factor: int, image_size: int | No
         image_size: The size that was asked for.
 
     Raises:
-        SfvgenError: The size is no multiple of `factor`, or none is known.
+        SfvgenError: The size is no multiple of `factor` and the transformer's patches, or none
+            is known.
     """
     if image_size is None:
         if not isinstance(unet.config.sample_size, int):
@@ -92,10 +102,12 @@ def fit_image_size(unet: UNet3DConditionModel, factor: int, image_size: int | No
                 f"the unet's sample_size is {unet.config.sample_size}, which tells no square "
                 f"image; give image_size, a multiple of {factor}"
             )
-        return int(unet.config.sample_size * factor)
-    if image_size < 1 or image_size % factor:
+        image_size = unet.config.sample_size * factor
+    patch_size = unet.config.get("patch_size", 1)
+    if image_size < 1 or image_size % (factor * patch_size):
+        patches = f" times the unet's patch_size {patch_size}" if patch_size > 1 else ""
         raise SfvgenError(
-            f"image_size must be a multiple of the vae's factor {factor}, got {image_size}"
+            f"image_size must be a multiple of the vae's factor {factor}{patches}, got {image_size}"
         )
     return int(image_size)
 

@@ -13,9 +13,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     SchedulerMixin,
-    UNet3DConditionModel,
 )
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -38,6 +37,7 @@ from sfvgen_planner.world_model.checkpoint import (
     write_manifest,
 )
 from sfvgen_planner.world_model.conditioning import condition_planes
+from sfvgen_planner.world_model.denoiser import Denoiser
 
 MAX_SHARD_SIZE = "14MB"
 
@@ -67,13 +67,14 @@ class VideoWorldModel(DiffusionPipeline):
         vae: Autoencoder of single frames, any image one of diffusers.
         text_encoder: CLIP text encoder; its hidden states reach the denoiser by cross-attention.
         tokenizer: Tokenizer of `text_encoder`.
-        unet: Denoiser; its input has the latent channels and the condition planes. One that takes
-            latents only, as ModelScope's, gets input channels with zero weights for the planes.
+        unet: Denoiser, the paper's 3D UNet or a video transformer; its input has the latent
+            channels and the condition planes. One that takes latents only, as ModelScope's, gets
+            input channels with zero weights for the planes.
         scheduler: Noise schedule and sampler; flow matching or one of the DDPM family.
         num_past_frames: f_p, the context frames of a usual chunk.
         num_future_frames: f_g, the frames generated in one chunk; after a single past frame,
             f_p - 1 more, because every chunk fills a window of f_p + f_g frames.
-        image_size: Height and width of a frame in pixels; by default what the UNet was made for.
+        image_size: Height and width of a frame in pixels; by default what `unet` was made for.
         action_low: Lower bound of each action number, in the environment's units; None for a
             model without actions.
         action_high: Upper bound of each action number.
@@ -89,7 +90,7 @@ class VideoWorldModel(DiffusionPipeline):
     vae: Any
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    unet: UNet3DConditionModel
+    unet: Denoiser
     scheduler: Any
 
     def __init__(
@@ -97,7 +98,7 @@ class VideoWorldModel(DiffusionPipeline):
         vae: ModelMixin,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        unet: UNet3DConditionModel,
+        unet: Denoiser,
         scheduler: SchedulerMixin,
         num_past_frames: int = 4,
         num_future_frames: int = 8,
@@ -475,10 +476,12 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def use_trainable_attention(unet: UNet3DConditionModel) -> None:
+def use_trainable_attention(unet: Denoiser) -> None:
     """Choose the attention code that is fastest when gradients are needed.
 
     PyTorch's fused attention is made for long sequences. For the many short ones over time, plain
     matrix products are faster, on a CPU and, once compiled, on a GPU.
     """
-    unet.set_attn_processor(AttnProcessor())
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())

@@ -1,9 +1,9 @@
 """Training recipes: the YAML files under `recipes/`, read into validated models."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
 
@@ -52,11 +52,21 @@ class TextRecipe(_Section):
 
 
 class UNetRecipe(_Section):
-    """The denoiser (diffusers `UNet3DConditionModel`); the last level has no attention."""
+    """The paper's denoiser (diffusers `UNet3DConditionModel`); the last level has no attention."""
 
     block_out_channels: tuple[int, ...] = (96, 192)
     layers_per_block: int = 1
     attention_head_dim: int = 16
+
+
+class TransformerRecipe(_Section):
+    """A video transformer in its place (diffusers `LatteTransformer3DModel`, arXiv 2401.03048)."""
+
+    num_layers: int = Field(default=4, gt=0, description="Pairs of a spatial and a temporal block.")
+    patch_size: int = Field(default=1, gt=0, description="Cells of the latents per patch side.")
+    num_attention_heads: int = Field(default=6, gt=0)
+    # The code of a patch's place takes a sine and a cosine of its row and of its column.
+    attention_head_dim: int = Field(default=32, gt=0, multiple_of=4)
 
 
 class Conditions(_Section):
@@ -115,10 +125,22 @@ class WorldModelRecipe(_Section):
         description="Steps between held-out metrics; above 0, every 50th episode (at least "
         "one) is kept out of all training. 0 for never.",
     )
-    unet: UNetRecipe = UNetRecipe()
+    unet: UNetRecipe | None = None
+    transformer: TransformerRecipe | None = None
     text: TextRecipe = TextRecipe()
     conditions: Conditions = Conditions()
     optimisation: Optimisation
+
+    @model_validator(mode="after")
+    def _one_denoiser(self) -> Self:
+        if self.unet and self.transformer:
+            raise ValueError("give unet or transformer, not both: a model has one denoiser")
+        return self
+
+    @property
+    def denoiser(self) -> UNetRecipe | TransformerRecipe:
+        """The denoiser's kind and sizes; a UNet by default, as in the paper."""
+        return self.transformer or self.unet or UNetRecipe()
 
 
 class InverseDynamicsRecipe(_Section):

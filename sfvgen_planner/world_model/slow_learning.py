@@ -5,38 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet3DConditionModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
-from sfvgen_planner.world_model.recipe import Conditions, Prediction, UNetRecipe, WorldModelRecipe
-
-
-def build_unet(
-    recipe: UNetRecipe, latent_channels: int, latent_side: int, action_size: int, text_size: int
-) -> UNet3DConditionModel:
-    """An untrained denoiser whose input has the latents and the condition planes."""
-    levels = len(recipe.block_out_channels)
-    unet = UNet3DConditionModel(
-        sample_size=latent_side,
-        in_channels=latent_channels + num_condition_planes(action_size),
-        out_channels=latent_channels,
-        down_block_types=("CrossAttnDownBlock3D",) * (levels - 1) + ("DownBlock3D",),
-        up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * (levels - 1),
-        block_out_channels=recipe.block_out_channels,
-        layers_per_block=recipe.layers_per_block,
-        attention_head_dim=recipe.attention_head_dim,
-        cross_attention_dim=text_size,
-    )
-    # diffusers hard-codes a dropout of 0.1 in the temporal convolutions, which only blurs a
-    # denoiser that sees every sample with fresh noise anyway.
-    for module in unet.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return unet
+from sfvgen_planner.world_model.recipe import Conditions, Prediction, WorldModelRecipe
 
 
 class SlowBatch(NamedTuple):

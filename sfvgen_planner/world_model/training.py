@@ -26,6 +26,7 @@ from sfvgen_planner.world_model.checkpoint import (
     forget_origin,
     write_manifest,
 )
+from sfvgen_planner.world_model.denoiser import build_denoiser
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads
@@ -41,7 +42,6 @@ from sfvgen_planner.world_model.recipe import (
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
-    build_unet,
     slow_batches,
 )
 from sfvgen_planner.world_model.success_head import SuccessHead
@@ -192,6 +192,8 @@ def _check_recipe(recipe: Recipe, store: EpisodeStore) -> None:
             "with --init-from"
         )
     factor = 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
+    if recipe.world_model.transformer:
+        factor *= recipe.world_model.transformer.patch_size
     height, width = store.spec.image_size
     if height != width or height % factor:
         raise SfvgenError(
@@ -251,8 +253,8 @@ def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) 
             tokenizer, text.hidden_size, text.num_layers, text.num_heads
         ),
         tokenizer=tokenizer,
-        unet=build_unet(
-            recipe.world_model.unet,
+        unet=build_denoiser(
+            recipe.world_model.denoiser,
             recipe.autoencoder.latent_channels,
             side // 2 ** (len(recipe.autoencoder.block_out_channels) - 1),
             spec.action_size,

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,14 @@ from sfvgen_planner.world_model import tiny_world_model
 FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
 
 
+@pytest.fixture(params=["unet", "transformer"])
+def new_model(request):
+    return partial(tiny_world_model, denoiser=request.param)
+
+
 @pytest.fixture
-def model():
-    return tiny_world_model()
+def model(new_model):
+    return new_model()
 
 
 def video(model):
@@ -71,11 +78,19 @@ def test_whole_sequence_is_noised_without_text_action_or_clean_frame(model, monk
 def test_only_temporal_layers_are_adapted(model):
     memory = EpisodicMemory(model, rank=2)
     adapted = {name.split(".lora_")[0] for name in memory.state() if ".lora_" in name}
-    assert adapted
+    temporal = {
+        "UNet3DConditionModel": ("temp_attentions", "temp_convs", "transformer_in"),
+        "LatteTransformer3DModel": (
+            "temporal_transformer_blocks.0.attn1",
+            "temporal_transformer_blocks.0.ff",
+            "temporal_transformer_blocks.1.attn1",
+            "temporal_transformer_blocks.1.ff",
+        ),
+    }[type(model.unet).__name__]
     for name in adapted:
-        assert any(part in name for part in ("temp_attentions", "temp_convs", "transformer_in"))
-    assert any("temp_convs" in name for name in adapted)
-    assert any("temp_attentions" in name for name in adapted)
+        assert any(part in name for part in temporal)
+    for part in temporal:
+        assert any(part in name for name in adapted)
 
 
 def test_reset_forgets_everything_and_repeats_exactly(model):
@@ -110,17 +125,17 @@ def test_latents_and_pixels_write_the_same(model):
     assert all(torch.allclose(memory.state()[name], value) for name, value in pixels.items())
 
 
-def test_saved_memory_is_a_peft_adapter_and_gives_the_same_video(model, tmp_path):
+def test_saved_memory_is_a_peft_adapter_and_gives_the_same_video(model, new_model, tmp_path):
     memory = EpisodicMemory(model, learning_rate=1e-2)
     write(memory)
     remembering = video(model)
     memory.save_pretrained(tmp_path)
 
-    with_peft = tiny_world_model()
+    with_peft = new_model()
     PeftModel.from_pretrained(with_peft.unet, str(tmp_path))
     assert torch.allclose(video(with_peft), remembering, atol=1e-5)
 
-    fresh_model = tiny_world_model()
+    fresh_model = new_model()
     fresh = EpisodicMemory(fresh_model, learning_rate=1e-2)
     fresh.load_pretrained(tmp_path)
     assert torch.equal(video(fresh_model), remembering)
@@ -130,9 +145,9 @@ def test_saved_memory_is_a_peft_adapter_and_gives_the_same_video(model, tmp_path
     assert all(torch.equal(fresh.state()[name], value) for name, value in memory.state().items())
 
 
-def test_states_of_another_rank_or_broken_folders_are_refused(model, tmp_path):
+def test_states_of_another_rank_or_broken_folders_are_refused(model, new_model, tmp_path):
     memory = EpisodicMemory(model, rank=4)
-    other = EpisodicMemory(tiny_world_model(), rank=2)
+    other = EpisodicMemory(new_model(), rank=2)
     with pytest.raises(SfvgenError, match="another model, rank"):
         memory.load(other.state())
     with pytest.raises(SfvgenError, match="no readable memory"):

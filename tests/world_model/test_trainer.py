@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LatteTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
 
@@ -234,6 +234,31 @@ def store(tmp_path_factory):
     (folder / "recipe.yaml").write_text(RECIPE.replace("STEPS", "6"))
     assert main(["collect", "--recipe", f"{folder}/recipe.yaml", "--out", f"{folder}/data"]) == 0
     return folder
+
+
+UNET = "unet: {block_out_channels: [32, 32], attention_head_dim: 8}"
+TRANSFORMER = "transformer: {num_layers: 1, patch_size: PATCH, num_attention_heads: 2}"
+
+
+def train_transformer(store, patch_size):
+    from sfvgen_planner.cli.main import main
+
+    transformer = TRANSFORMER.replace("PATCH", str(patch_size))
+    recipe = (store / "recipe.yaml").read_text().replace(UNET, transformer)
+    (store / "transformer.yaml").write_text(recipe)
+    arguments = ["--recipe", f"{store}/transformer.yaml", "--data", f"{store}/data"]
+    return main(["train", *arguments, "--out", f"{store}/transformer"])
+
+
+def test_a_transformer_in_the_recipe_is_trained(store, capsys):
+    from sfvgen_planner.world_model import load_world_model
+
+    assert train_transformer(store, patch_size=3) == 2
+    assert "a side that 48 divides" in capsys.readouterr().err
+    assert not (store / "transformer").exists()
+    assert train_transformer(store, patch_size=2) == 0
+    model = load_world_model(store / "transformer/model")
+    assert isinstance(model.unet, LatteTransformer3DModel)
 
 
 def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
