@@ -139,4 +139,6 @@ def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
     frequency = torch.fft.fftfreq(horizon).abs().clamp(min=1 / horizon)
     gain = frequency ** (-beta / 2)
     gain = gain / gain.square().mean().sqrt()
-    return torch.fft.ifft(torch.fft.fft(white, dim=1) * gain[:, None], dim=1).real
+    # As a matrix the filter is faster, over a planner's horizon, than transforming the candidates.
+    impulses = torch.fft.fft(torch.eye(horizon), dim=0)
+    return torch.fft.ifft(gain[:, None] * impulses, dim=0).real.contiguous() @ white

@@ -98,9 +98,10 @@ class Bounds:
     def sample(self, count: int, horizon: int, generator: torch.Generator) -> torch.Tensor:
         """Uniform candidates ``(N, T, A)``; standard normal ones where the box is open."""
         shape = (count, *self.start(horizon, None).shape)
-        uniform = 2 * torch.rand(shape, generator=generator) - 1
-        normal = torch.randn(shape, generator=generator)
-        noise = torch.where(self.bounded, uniform, normal)
+        noise = 2 * torch.rand(shape, generator=generator) - 1
+        if not self.bounded.all():
+            normal = torch.randn(shape, generator=generator)
+            noise = torch.where(self.bounded, noise, normal)
         return self.clamp(self.middle + self.scale * noise)
 
 
