@@ -6,7 +6,13 @@ from sfvgen_planner.planning.plan import Goal, Plan, Planner
 from sfvgen_planner.planning.policy import PlanningPolicy, PolicyConfig
 from sfvgen_planner.planning.solvers import (
     CEM,
+    ICEM,
+    MPPI,
     CEMConfig,
+    Gradient,
+    GradientConfig,
+    ICEMConfig,
+    MPPIConfig,
     RandomShooting,
     RandomShootingConfig,
     Solution,
@@ -16,11 +22,17 @@ from sfvgen_planner.planning.video_plan import VideoPlanConfig, VideoPlanner
 
 __all__ = [
     "CEM",
+    "ICEM",
+    "MPPI",
     "CEMConfig",
     "Goal",
     "GoalImage",
+    "Gradient",
+    "GradientConfig",
+    "ICEMConfig",
     "MPCConfig",
     "MPCPlanner",
+    "MPPIConfig",
     "Objective",
     "Plan",
     "Planner",

@@ -10,6 +10,8 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import (
     CEM,
+    ICEM,
+    MPPI,
     CEMConfig,
     GoalImage,
     MPCConfig,
@@ -114,6 +116,14 @@ def test_mpc_reaches_a_goal_within_reach(imagination, space):
     for action in plan.actions:
         imagination.step(action)
     assert imagination.unwrapped.position == pytest.approx(goal, abs=0.02)
+
+
+@pytest.mark.parametrize("solver", [ICEM(), MPPI()])
+def test_mpc_works_with_other_solvers_as_they_come(imagination, solver):
+    start = imagination.unwrapped.position
+    goal = start + np.array([0.25, -0.2])
+    plan = MPCPlanner(solver).plan(imagination, draw(goal), seed=0)
+    assert start + SPEED * plan.actions.sum(0) == pytest.approx(goal, abs=0.05)
 
 
 def test_mpc_goes_as_far_as_the_action_space_allows(imagination):

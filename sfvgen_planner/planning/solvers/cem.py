@@ -1,0 +1,144 @@
+"""The cross-entropy method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import torch
+
+from sfvgen_planner.errors import require
+from sfvgen_planner.planning.solvers.common import (
+    Bounds,
+    CostFunction,
+    Solution,
+    check_counts,
+    check_spreads,
+    make_generator,
+    ranked,
+)
+
+
+@dataclass(frozen=True)
+class CEMConfig:
+    """Settings of :class:`CEM`.
+
+    Spreads are in units of half the action range, or of the action itself where it is unbounded.
+
+    Attributes:
+        num_samples: candidates of the first iteration.
+        num_elites: candidates that the next distribution is fitted to.
+        num_iterations: refits.
+        initial_std: spread of the first iteration.
+        min_std: floor of the spread, against early collapse.
+        momentum: share of the old mean and spread kept at each refit, from 0 up to 1.
+        num_kept_elites: best candidates that stay in the pool of the next iteration; their cost
+            is not computed again.
+        population_decay: each iteration has this many times fewer candidates than the one before,
+            but no fewer than twice ``num_elites``; at least 1.
+        noise_beta: the noise along the horizon has a power spectrum of ``1 / f**noise_beta``:
+            0 is white, and the larger it is the smoother are the candidates.
+        return_best: return the best candidate of the last iteration rather than the mean.
+    """
+
+    num_samples: int = 64
+    num_elites: int = 8
+    num_iterations: int = 4
+    initial_std: float = 0.5
+    min_std: float = 0.05
+    momentum: float = 0.1
+    num_kept_elites: int = 4
+    population_decay: float = 1.0
+    noise_beta: float = 0.0
+    return_best: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.num_samples >= 2, f"num_samples must be at least 2, got {self.num_samples}")
+        require(
+            2 <= self.num_elites <= self.num_samples,
+            f"num_elites must be from 2 to num_samples={self.num_samples}, got {self.num_elites}",
+        )
+        check_counts(self, "num_iterations", "population_decay")
+        check_spreads(self.min_std, self.initial_std)
+        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        require(
+            0 <= self.num_kept_elites <= self.num_elites,
+            f"num_kept_elites must be from 0 to num_elites={self.num_elites}, "
+            f"got {self.num_kept_elites}",
+        )
+        require(
+            0 <= self.noise_beta <= 10, f"noise_beta must be from 0 to 10, got {self.noise_beta}"
+        )
+
+    def population(self, iteration: int) -> int:
+        """Candidates of an iteration, counted from 0."""
+        floor = min(self.num_samples, 2 * self.num_elites)
+        return max(int(self.num_samples * self.population_decay**-iteration), floor)
+
+
+class CEM:
+    """Cross-entropy method with a diagonal Gaussian over the whole action sequence.
+
+    Candidates are clamped to the action space, the mean is candidate 0, a cost that is not finite
+    ranks last, and the elite mean is returned rather than the best candidate, which would be the
+    one that best exploits the model's errors.
+    """
+
+    def __init__(self, config: CEMConfig | None = None) -> None:
+        self.config = config or CEMConfig()
+
+    def solve(
+        self,
+        cost_fn: CostFunction,
+        action_space: gym.spaces.Box,
+        horizon: int,
+        seed: int | None = None,
+        initial_mean: torch.Tensor | None = None,
+    ) -> Solution:
+        """Minimise ``cost_fn``; see :class:`Solver`."""
+        config = self.config
+        bounds = Bounds(action_space)
+        generator = make_generator(seed)
+        mean = bounds.start(horizon, initial_mean)
+        std = config.initial_std * bounds.scale.expand_as(mean)
+        min_std = config.min_std * bounds.scale
+        elites = mean.new_empty(0, *mean.shape)
+        elite_costs = mean.new_empty(0)
+        best_costs = []
+        num_evaluations = 0
+        for iteration in range(config.num_iterations):
+            white = torch.randn(config.population(iteration), *mean.shape, generator=generator)
+            candidates = bounds.around(mean, std, coloured(white, config.noise_beta))
+            costs = ranked(cost_fn(candidates), len(candidates))
+            num_evaluations += len(candidates)
+            candidates = torch.cat([candidates, elites[: config.num_kept_elites]])
+            costs = torch.cat([costs, elite_costs[: config.num_kept_elites]])
+            elite_costs, order = costs.topk(config.num_elites, largest=False)
+            # An iteration with few finite costs refits to those alone.
+            order = order[torch.isfinite(elite_costs)]
+            elites = candidates[order]
+            elite_costs = elite_costs[: len(elites)]
+            # The mean of clamped candidates may leave the box by a rounding error.
+            mean = bounds.clamp(torch.lerp(elites.mean(0), mean, config.momentum))
+            spread = elites.std(0, correction=0)
+            std = torch.lerp(spread, std, config.momentum).maximum(min_std)
+            best_costs.append(float(elite_costs[0]))
+        actions = elites[0] if config.return_best else mean
+        return Solution(actions, std, tuple(best_costs), num_evaluations)
+
+
+def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
+    """Give white noise ``(N, T, A)`` a power spectrum of ``1 / f**beta`` over T; variance 1 stays.
+
+    The noise is periodic in T. The mean counts as the lowest frequency, ``1 / T``, so that it
+    stays finite (Timmer and Koenig, 1995).
+    """
+    if beta == 0:
+        return white
+    horizon = white.shape[1]
+    frequency = torch.fft.fftfreq(horizon).abs().clamp(min=1 / horizon)
+    gain = frequency ** (-beta / 2)
+    gain = gain / gain.square().mean().sqrt()
+    # As a matrix the filter is faster, over a planner's horizon, than transforming the candidates.
+    impulses = torch.fft.fft(torch.eye(horizon), dim=0)
+    return torch.fft.ifft(gain[:, None] * impulses, dim=0).real.contiguous() @ white

@@ -1,0 +1,122 @@
+"""Gradient descent on the actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import torch
+
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.planning.solvers.common import (
+    Bounds,
+    CostFunction,
+    Solution,
+    check_counts,
+    check_spreads,
+    make_generator,
+    ranked,
+)
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """Settings of :class:`Gradient`.
+
+    Lengths are in units of half the action range, or of the action itself where it is unbounded.
+
+    Attributes:
+        num_samples: starts, optimised side by side.
+        num_iterations: evaluations of every start, with a step between each and the next.
+        learning_rate: about the length of the first steps.
+        initial_std: spread of the starts around the first one; 0 or more.
+        max_batch_size: candidates in one call of the cost function, which bounds the memory that
+            the gradients need; all by default.
+    """
+
+    num_samples: int = 8
+    num_iterations: int = 32
+    learning_rate: float = 0.1
+    initial_std: float = 0.5
+    max_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_samples", "num_iterations")
+        require(
+            0 < self.learning_rate < torch.inf,
+            f"learning_rate must be positive and finite, got {self.learning_rate}",
+        )
+        check_spreads(0, self.initial_std)
+        if self.max_batch_size is not None:
+            check_counts(self, "max_batch_size")
+
+
+class Gradient:
+    """Projected Adam (Kingma and Ba, 2015) on several action sequences; the best one seen counts.
+
+    Each step is followed by clamping to the action space, so an optimum on its border is reached.
+    A start whose cost is not finite ranks last, and one whose gradient is not finite gets none.
+    The cost function must be differentiable with respect to the candidates.
+    """
+
+    def __init__(self, config: GradientConfig | None = None) -> None:
+        self.config = config or GradientConfig()
+
+    def solve(
+        self,
+        cost_fn: CostFunction,
+        action_space: gym.spaces.Box,
+        horizon: int,
+        seed: int | None = None,
+        initial_mean: torch.Tensor | None = None,
+    ) -> Solution:
+        """Minimise ``cost_fn``; see :class:`Solver`.
+
+        Raises:
+            SfvgenError: also where the costs carry no gradient.
+        """
+        config = self.config
+        bounds = Bounds(action_space)
+        mean = bounds.start(horizon, initial_mean)
+        noise = torch.randn(config.num_samples, *mean.shape, generator=make_generator(seed))
+        candidates = bounds.around(mean, config.initial_std * bounds.scale, noise)
+        # In half ranges, so that one learning rate suits all actions.
+        offsets = (candidates - bounds.middle) / bounds.scale
+        optimiser = torch.optim.Adam([offsets], lr=config.learning_rate)
+        best, best_cost = mean, float("inf")
+        best_costs = []
+        for _ in range(config.num_iterations):
+            costs, gradients = self._gradients(cost_fn, candidates)
+            lowest, index = costs.min(0)
+            best_costs.append(float(lowest))
+            if best_costs[-1] < best_cost:
+                best, best_cost = candidates[index], best_costs[-1]
+            offsets.grad = gradients * bounds.scale
+            optimiser.step()
+            candidates = bounds.clamp(bounds.middle + bounds.scale * offsets)
+            offsets.copy_((candidates - bounds.middle) / bounds.scale)
+        num_evaluations = config.num_samples * config.num_iterations
+        std = candidates.std(0, correction=0)
+        return Solution(best, std, tuple(best_costs), num_evaluations)
+
+    def _gradients(
+        self, cost_fn: CostFunction, candidates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Costs ``(N,)`` and their gradients ``(N, T, A)``."""
+        costs, gradients = [], []
+        for batch in candidates.split(self.config.max_batch_size or len(candidates)):
+            with torch.enable_grad():
+                inputs = batch.clone().requires_grad_()
+                batch_costs = cost_fn(inputs)
+                gradient = None
+                if batch_costs.requires_grad:
+                    (gradient,) = torch.autograd.grad(batch_costs.sum(), inputs, allow_unused=True)
+            if gradient is None:
+                raise SfvgenError(
+                    "the gradient solver needs a cost function that is differentiable with respect "
+                    "to the actions, but these costs carry no gradient; CEM, ICEM and MPPI need "
+                    "none"
+                )
+            costs.append(batch_costs.detach())
+            gradients.append(gradient.nan_to_num(0, 0, 0))
+        return ranked(torch.cat(costs), len(candidates)), torch.cat(gradients)
