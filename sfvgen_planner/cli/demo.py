@@ -15,7 +15,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "off on the same seeds. Writes summary.json, report.html, videos and a poster.",
     )
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
-    parser.add_argument("--episodes", type=int, metavar="N", help="of each kind (default: 5)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="of each kind (default: 4)")
     parser.add_argument("--level", type=int, metavar="L", help="1 to 4 cubes (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the first episode")
     parser.add_argument(

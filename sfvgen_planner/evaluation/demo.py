@@ -62,7 +62,7 @@ class DemoConfig:
 
     out: Path
     model: str = "tabletop"
-    num_episodes: int = 5
+    num_episodes: int = 4
     level: int = 1
     seed: int = 100_000
     cem: CEMConfig = field(
