@@ -71,7 +71,8 @@ def measure_plans(config: SpeedConfig) -> Iterator[Figure]:
     observation, info = env.reset(seed=config.seeds(1)[0])
     horizon = model.config.num_future_frames
     solver = CEM(CEMConfig(num_samples=NUM_CANDIDATES, num_iterations=NUM_ITERATIONS))
-    cem = MPCPlanner(solver, config=MPCConfig(horizon=horizon))
+    # As in the demo: one step is enough to rank actions.
+    cem = MPCPlanner(solver, config=MPCConfig(horizon=horizon, num_inference_steps=1))
     video = VideoPlanner.from_pretrained(config.model)
     video.inverse_dynamics.to(config.device)
     plans = {
