@@ -197,7 +197,13 @@ def start(out: Path, num_workers: int) -> subprocess.Popen[str]:
         *("--num-workers", str(num_workers), "--env-kwargs", '{"seconds_per_step": 0.005}'),
     ]
     return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs, and so all that they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
