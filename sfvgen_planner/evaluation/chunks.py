@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from sfvgen_policies import make_policy
 from tqdm import tqdm
 
+from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation.measure import EvaluationConfig
+from sfvgen_planner.evaluation.results import Figure
+from sfvgen_planner.evaluation.rollout import play
+from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
 from sfvgen_planner.world_model import VideoWorldModel
+
+POLICIES = ("expert", "random")
+"""Whose episodes action-conditioned video is judged on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +64,20 @@ class Chunks:
 
         A value that is NaN does not count.
         """
-        known = np.isfinite(values)
-        count, owner = int(self.episode.max()) + 1, self.episode[known]
-        with np.errstate(invalid="ignore"):
-            return np.bincount(owner, values[known], count) / np.bincount(owner, minlength=count)
+        return episode_means(values, self.episode)
+
+
+def episode_means(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Mean of ``values`` ``(N,)`` over those of each episode; NaN where it has none.
+
+    Args:
+        values: NaN does not count.
+        owner: index ``(N,)`` of the episode of each value.
+    """
+    known = np.isfinite(values)
+    count, owner = int(owner.max()) + 1, owner[known]
+    with np.errstate(invalid="ignore"):
+        return np.bincount(owner, values[known], count) / np.bincount(owner, minlength=count)
 
 
 def imagine_frames(
@@ -104,3 +124,46 @@ def place_error_px(imagined: np.ndarray, real: np.ndarray, width: int) -> np.nda
     distance = np.linalg.norm(imagined - real, axis=-1)
     lost = np.isnan(imagined).any(axis=-1) & np.isfinite(real).all(axis=-1)
     return np.where(lost, float(width), distance)
+
+
+def gripper_error_px(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Pixels ``(N,)`` between the grippers of frames ``(N, H, W, 3)``."""
+    return place_error_px(locate_gripper(imagined), locate_gripper(real), real.shape[-2])
+
+
+def policy_episodes(env_kwargs: dict[str, Any], seeds: range) -> tuple[list[Episode], list[str]]:
+    """Episodes of every policy, and whose each one is."""
+    episodes, policies = [], []
+    env = make_env(ENV_ID, env_kwargs)
+    for policy in POLICIES:
+        episodes += list(play(env, make_policy(policy, env), seeds, f"{policy} episodes"))
+        policies += [policy] * len(seeds)
+    env.close()
+    return episodes, policies
+
+
+def figures_by_policy(
+    name: str,
+    per_episode: np.ndarray,
+    unit: str,
+    episodes: Sequence[Episode],
+    policies: Sequence[str],
+    config: EvaluationConfig,
+    **settings: Any,
+) -> Iterator[Figure]:
+    """One figure over all episodes, and one for each policy."""
+    for group in ("+".join(POLICIES), *POLICIES):
+        chosen = np.isfinite(per_episode) & np.array([policy in group for policy in policies])
+        if not chosen.any():
+            continue
+        seeds = [episode.seed for episode, used in zip(episodes, chosen, strict=True) if used]
+        yield Figure.measured(
+            name,
+            per_episode[chosen],
+            unit,
+            seeds,
+            config.device,
+            policy=group,
+            model=config.model,
+            **settings,
+        )

@@ -16,12 +16,18 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
-from sfvgen_planner.evaluation.chunks import Chunks, imagine_frames, place_error_px
+from sfvgen_planner.evaluation.chunks import (
+    Chunks,
+    figures_by_policy,
+    gripper_error_px,
+    imagine_frames,
+    policy_episodes,
+)
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.metrics import psnr_db
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, succeeded
-from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
+from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanner
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
@@ -30,7 +36,6 @@ SKILL: dict[str, Any] = {"level": 1, "recall": "none"}
 HARDEST: dict[str, Any] = {"level": 4}
 RECALLS = ("first", "previous")
 ACTION_EPISODES: dict[str, Any] = {"level": 2, "recall": "first"}
-ACTION_POLICIES = ("expert", "random")
 
 
 @dataclass(frozen=True)
@@ -92,44 +97,32 @@ def measure_expert(config: MainJobConfig) -> Iterator[Figure]:
 def measure_actions(config: MainJobConfig) -> Iterator[Figure]:
     """Quality of action-conditioned chunks against the simulator, and whether actions matter."""
     model = load_world_model(config.model).to(config.device)
-    episodes, policies = [], []
-    for policy in ACTION_POLICIES:
-        env = make_env(ENV_ID, ACTION_EPISODES)
-        seeds = config.seeds(config.num_action_episodes)
-        episodes += list(play(env, make_policy(policy, env), seeds, f"{policy} episodes"))
-        policies += [policy] * len(seeds)
-        env.close()
+    seeds = config.seeds(config.num_action_episodes)
+    episodes, policies = policy_episodes(ACTION_EPISODES, seeds)
     chunks = Chunks.cut(episodes, model.config.num_past_frames, model.config.num_future_frames)
     imagined = _imagine(model, chunks, chunks.actions, config, "chunks")
     shuffled = chunks.actions[chunks.shuffled()]
     misled = _imagine(model, chunks, shuffled, config, "chunks, shuffled actions")
     still = np.repeat(chunks.past[:, -1:], chunks.future.shape[1], axis=1)
     model_db, still_db = psnr_db(imagined, chunks.future), psnr_db(still, chunks.future)
-    end = locate_gripper(chunks.future[:, -1])
+    end = chunks.future[:, -1]
     values = {
         "action_psnr_gain_db": (model_db - still_db, "dB"),
         "imagined_psnr_db": (model_db, "dB"),
         "copied_last_frame_psnr_db": (still_db, "dB"),
-        "gripper_error_px": (_gripper_error_px(imagined, end), "px of 64"),
-        "gripper_error_px_shuffled_actions": (_gripper_error_px(misled, end), "px of 64"),
+        "gripper_error_px": (gripper_error_px(imagined[:, -1], end), "px of 64"),
+        "gripper_error_px_shuffled_actions": (gripper_error_px(misled[:, -1], end), "px of 64"),
     }
     for name, (per_chunk, unit) in values.items():
         per_episode = chunks.episode_means(per_chunk)
         settings = {
-            "model": config.model,
             "chunks": len(chunks.past),
             "num_inference_steps": config.num_inference_steps,
             **ACTION_EPISODES,
         }
-        groups = {"+".join(ACTION_POLICIES): np.ones(len(episodes), bool)} | {
-            policy: np.array(policies) == policy for policy in ACTION_POLICIES
-        }
-        for group, chosen in groups.items():
-            chosen = chosen & np.isfinite(per_episode)
-            seeds_used = [e.seed for e, used in zip(episodes, chosen, strict=True) if used]
-            yield Figure.measured(
-                name, per_episode[chosen], unit, seeds_used, config.device, policy=group, **settings
-            )
+        yield from figures_by_policy(
+            name, per_episode, unit, episodes, policies, config, **settings
+        )
 
 
 def measure_env_speed(config: MainJobConfig) -> Iterator[Figure]:
@@ -193,10 +186,6 @@ def _imagine(
         batch_size=config.batch_size,
         description=what,
     )
-
-
-def _gripper_error_px(imagined: np.ndarray, end: np.ndarray) -> np.ndarray:
-    return place_error_px(locate_gripper(imagined[:, -1]), end, imagined.shape[-2])
 
 
 def _success_rate(

@@ -14,20 +14,27 @@ from tqdm import tqdm
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.chunks import Chunks, imagine_frames, place_error_px
+from sfvgen_planner.evaluation.chunks import (
+    Chunks,
+    episode_means,
+    figures_by_policy,
+    gripper_error_px,
+    imagine_frames,
+    place_error_px,
+    policy_episodes,
+)
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.metrics import psnr_db
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play
 from sfvgen_planner.evaluation.statistics import Estimate, expected_calibration_error, roc_auc
-from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube, locate_gripper
+from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
 from sfvgen_planner.world_model.heads import load_heads
 
 CHUNK_EPISODES: dict[str, Any] = {"level": 2, "recall": "first"}
 LONG_EPISODES: dict[str, Any] = {"level": 4, "recall": "none", "num_moves": 6}
 SKILL_EPISODES: dict[str, Any] = {"level": 3, "recall": "none"}
-POLICIES = ("expert", "random")
 COUNTERFACTUALS = ("expert", "random", "adversarial")
 NUM_ROLLOUT_CHUNKS = 8
 MANY_STEPS = 25
@@ -64,32 +71,34 @@ class SlowLearningConfig(EvaluationConfig):
 def measure_chunks(config: SlowLearningConfig) -> Iterator[Figure]:
     """Quality of action-conditioned chunks, and how far the gripper and the cubes end off."""
     model = load_world_model(config.model).to(config.device)
-    episodes, policies = _episodes(CHUNK_EPISODES, config.seeds(config.num_chunk_episodes))
+    episodes, policies = policy_episodes(CHUNK_EPISODES, config.seeds(config.num_chunk_episodes))
     chunks = _cut(episodes, model)
     imagined = _imagine(model, chunks.past, chunks.actions, config, "chunks")
     real_end, end = chunks.future[:, -1], imagined[:, -1]
     values = {
         "action_chunk_psnr_db": (psnr_db(imagined, chunks.future), "dB"),
-        "gripper_error_px": (_gripper_error(end, real_end), "px of 64"),
+        "gripper_error_px": (gripper_error_px(end, real_end), "px of 64"),
         "cube_error_px": (np.nanmean(_cube_errors(end, real_end), axis=0), "px of 64"),
         "cube_lost_share": (_cubes_lost(end, real_end), "1"),
     }
     for name, (per_chunk, unit) in values.items():
         per_episode = chunks.episode_means(per_chunk)
         settings = {"num_inference_steps": config.num_inference_steps, **CHUNK_EPISODES}
-        yield from _by_policy(name, per_episode, unit, episodes, policies, config, **settings)
+        yield from figures_by_policy(
+            name, per_episode, unit, episodes, policies, config, **settings
+        )
 
 
 def measure_few_steps(config: SlowLearningConfig) -> Iterator[Figure]:
     """PSNR with few sampler steps as a share of that with many; 1 or more is no loss."""
     model = load_world_model(config.model).to(config.device)
-    episodes, policies = _episodes(CHUNK_EPISODES, config.seeds(config.num_few_step_episodes))
+    episodes, policies = policy_episodes(CHUNK_EPISODES, config.seeds(config.num_few_step_episodes))
     chunks = _cut(episodes, model)
     few = _imagine(model, chunks.past, chunks.actions, config, "few steps")
     many = _imagine(model, chunks.past, chunks.actions, config, "many steps", MANY_STEPS)
     ratio = psnr_db(few, chunks.future) / psnr_db(many, chunks.future)
     settings = {"num_inference_steps": config.num_inference_steps, "many_steps": MANY_STEPS}
-    yield from _by_policy(
+    yield from figures_by_policy(
         "few_step_quality_ratio",
         chunks.episode_means(ratio),
         "1",
@@ -105,7 +114,7 @@ def measure_few_steps(config: SlowLearningConfig) -> Iterator[Figure]:
 def measure_rollout(config: SlowLearningConfig) -> Iterator[Figure]:
     """Where the gripper is after 8 chunks that the model rolled out on its own frames."""
     model = load_world_model(config.model).to(config.device)
-    episodes, policies = _episodes(LONG_EPISODES, config.seeds(config.num_rollout_episodes))
+    episodes, policies = policy_episodes(LONG_EPISODES, config.seeds(config.num_rollout_episodes))
     num_past = model.config.num_past_frames
     horizon = NUM_ROLLOUT_CHUNKS * model.config.num_future_frames
     long = [len(episode) >= num_past - 1 + horizon for episode in episodes]
@@ -117,9 +126,9 @@ def measure_rollout(config: SlowLearningConfig) -> Iterator[Figure]:
     )
     imagined = _imagine(model, past, actions, config, "rollouts")
     real = np.stack([episode.frames[num_past - 1 + horizon] for episode in episodes])
-    yield from _by_policy(
+    yield from figures_by_policy(
         "gripper_error_px_8_chunks",
-        _gripper_error(imagined[:, -1], real),
+        gripper_error_px(imagined[:, -1], real),
         "px of 64",
         episodes,
         policies,
@@ -141,8 +150,7 @@ def measure_counterfactuals(config: SlowLearningConfig) -> Iterator[Figure]:
     past, actions, real, owner = _branch(model, seeds)
     for kind in COUNTERFACTUALS:
         imagined = _imagine(model, past, actions[kind], config, f"{kind} counterfactuals")
-        chunks = Chunks(past, real[kind][:, None], actions[kind], owner)
-        error = chunks.episode_means(_gripper_error(imagined[:, -1], real[kind]))
+        error = episode_means(gripper_error_px(imagined[:, -1], real[kind]), owner)
         known = np.isfinite(error)
         yield Figure.measured(
             "counterfactual_error_px",
@@ -188,7 +196,7 @@ def measure_language(config: SlowLearningConfig) -> Iterator[Figure]:
         )
         for row, before, video in zip(rows, frames[:, -1], videos, strict=True):
             moved[row] = moved_cube(before, video[-1]) == texts[row].split(" cube")[0].split()[-1]
-    per_episode = Chunks(moved, moved, moved, np.array(owner)).episode_means(moved)
+    per_episode = episode_means(moved, np.array(owner))
     yield Figure.measured(
         "language_skill_accuracy",
         per_episode,
@@ -271,17 +279,6 @@ def moved_cube(before: np.ndarray, after: np.ndarray, least_px: float = 3.0) -> 
     return max(known, key=lambda colour: known[colour]) if known else None
 
 
-def _episodes(env_kwargs: dict[str, Any], seeds: range) -> tuple[list[Episode], list[str]]:
-    """Episodes of every policy, and whose each one is."""
-    episodes, policies = [], []
-    env = make_env(ENV_ID, env_kwargs)
-    for policy in POLICIES:
-        episodes += list(play(env, make_policy(policy, env), seeds, f"{policy} episodes"))
-        policies += [policy] * len(seeds)
-    env.close()
-    return episodes, policies
-
-
 def _cut(episodes: list[Episode], model: VideoWorldModel) -> Chunks:
     return Chunks.cut(episodes, model.config.num_past_frames, model.config.num_future_frames)
 
@@ -304,11 +301,6 @@ def _imagine(
     )
 
 
-def _gripper_error(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Pixels ``(N,)`` between the grippers of frames ``(N, H, W, 3)``."""
-    return place_error_px(locate_gripper(imagined), locate_gripper(real), real.shape[-2])
-
-
 def _cube_errors(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Pixels ``(colours, N)`` between cubes in frames ``(N, H, W, 3)``; NaN for no such cube."""
     errors = [
@@ -323,33 +315,6 @@ def _cubes_lost(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
     there = np.stack([np.isfinite(locate_cube(real, c)).all(axis=-1) for c in COLOURS])
     lost = np.stack([np.isnan(locate_cube(imagined, c)).any(axis=-1) for c in COLOURS]) & there
     return np.asarray(lost.sum(axis=0) / there.sum(axis=0))
-
-
-def _by_policy(
-    name: str,
-    per_episode: np.ndarray,
-    unit: str,
-    episodes: Sequence[Episode],
-    policies: Sequence[str],
-    config: SlowLearningConfig,
-    **settings: Any,
-) -> Iterator[Figure]:
-    """One figure over all episodes, and one for each policy."""
-    for group in ("+".join(POLICIES), *POLICIES):
-        chosen = np.isfinite(per_episode) & np.array([policy in group for policy in policies])
-        if not chosen.any():
-            continue
-        seeds = [episode.seed for episode, used in zip(episodes, chosen, strict=True) if used]
-        yield Figure.measured(
-            name,
-            per_episode[chosen],
-            unit,
-            seeds,
-            config.device,
-            policy=group,
-            model=config.model,
-            **settings,
-        )
 
 
 def _changes(instructions: Sequence[str]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The training stages of a recipe, and the checkpoint folder they end in."""
 
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +47,6 @@ from sfvgen_planner.world_model.success_head import SuccessHead
 from sfvgen_planner.world_model.success_learning import SuccessObjective, success_batches
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
-
-logger = logging.getLogger(__name__)
 
 STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, SUCCESS_HEAD_FOLDER)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
