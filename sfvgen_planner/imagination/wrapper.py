@@ -35,8 +35,6 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         world_model: the slow weights.
         memory: the fast weights, learnt from what the camera sees and reset with the env;
             ``None`` imagines from the context window alone.
-        max_batch_size: futures imagined in one call of the model; more are done in turn, so that
-            the number of candidates is not bounded by the device's memory.
 
     Raises:
         SfvgenError: where the env's actions, camera or time step do not fit the world model.
@@ -55,7 +53,6 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         env: gym.Env[Any, Any],
         world_model: VideoWorldModel,
         memory: EpisodicMemory | None = None,
-        max_batch_size: int = 64,
     ) -> None:
         # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
@@ -63,17 +60,13 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             _disable_deepcopy=True,
             world_model=world_model,
             memory=memory,
-            max_batch_size=max_batch_size,
         )
         gym.Wrapper.__init__(self, env)
-        if max_batch_size < 1:
-            raise SfvgenError(f"max_batch_size must be at least 1, got {max_batch_size}")
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
         self.world_model = world_model
         self.memory = memory
-        self.max_batch_size = max_batch_size
         self.memory_writes: list[MemoryWrite] = []
         self.num_steps = 0
         self._image_size: int = config.image_size
@@ -148,25 +141,18 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         candidates, num_samples = self._candidates(actions, num_samples)
         past = self._encoded_past()
         seed = int(self._seeds.integers(2**63)) if seed is None else seed
-        generator = torch.Generator().manual_seed(seed)
-        latents = []
-        for start in range(0, num_samples, self.max_batch_size):
-            size = min(self.max_batch_size, num_samples - start)
-            if common_noise:
-                generator.manual_seed(seed)
-            output = self.world_model(
-                past.expand(size, *past.shape[1:]),
-                instruction=instruction,
-                actions=None if candidates is None else candidates[start : start + size],
-                num_frames=num_frames,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=generator,
-                output_type="latent",
-                common_noise=common_noise,
-            )
-            latents.append(output.latents)
-        return Imagination(torch.cat(latents), self.world_model, instruction, candidates)
+        output = self.world_model(
+            past.expand(num_samples, *past.shape[1:]),
+            instruction=instruction,
+            actions=candidates,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            common_noise=common_noise,
+        )
+        return Imagination(output.latents, self.world_model, instruction, candidates)
 
     def _observe(self, observation: Any) -> None:
         # An environment may draw the next frame into the same memory.

@@ -1,7 +1,8 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +18,10 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.world_model.base_model import (
     action_bounds,
     encode_images,
@@ -28,6 +29,7 @@ from sfvgen_planner.world_model.base_model import (
     fit_unet,
     latent_geometry,
 )
+from sfvgen_planner.world_model.batching import MemoryCap, run_in_pieces
 from sfvgen_planner.world_model.checkpoint import (
     COMPONENTS,
     check_folder,
@@ -38,8 +40,12 @@ from sfvgen_planner.world_model.checkpoint import (
 )
 from sfvgen_planner.world_model.conditioning import condition_planes
 from sfvgen_planner.world_model.denoiser import Denoiser
+from sfvgen_planner.world_model.fast_sampling import FastSampling
 
 MAX_SHARD_SIZE = "14MB"
+
+SHORT_SEQUENCE = 256
+"""Cells of a frame's latents up to which plain attention is the fastest over space too."""
 
 
 @dataclass
@@ -49,7 +55,8 @@ class VideoWorldModelOutput(BaseOutput):
     Attributes:
         frames: uint8 `(batch, num_frames, height, width, 3)`, or None with
             `output_type="latent"`.
-        latents: `(batch, channels, num_frames, h, w)`, scaled as `VideoWorldModel.encode` does.
+        latents: float32 `(batch, channels, num_frames, h, w)` on the model's device, scaled as
+            `VideoWorldModel.encode` does.
     """
 
     frames: np.ndarray | None
@@ -62,6 +69,13 @@ class VideoWorldModel(DiffusionPipeline):
     The five components are those of diffusers' ModelScope text-to-video pipeline. The denoiser
     sees clean context frames and noised future frames on one time axis, next to the planes of
     `sfvgen_planner.world_model.conditioning`. Past, instruction and actions may each be absent.
+
+    Any number of videos can be imagined in one call: a GPU is asked how much memory it has free,
+    and a larger batch is done in turn. `compile` makes it fast.
+
+    Attributes:
+        max_batch_size: Videos that are denoised or decoded at once; None for as many as fit. The
+            result does not depend on it.
 
     Args:
         vae: Autoencoder of single frames, any image one of diffusers.
@@ -132,6 +146,31 @@ class VideoWorldModel(DiffusionPipeline):
         for module in (vae, text_encoder, unet):
             module.eval()
         self.set_progress_bar_config(disable=True)
+        self.max_batch_size: int | None = None
+        self._memory_cap = MemoryCap()
+        self._fast: FastSampling | None = None
+
+    def compile(self, **options: Any) -> None:
+        """Sample through compiled code from now on, and on a GPU through CUDA graphs.
+
+        Call it once the model is on its device and in its precision. Each new shape, that is
+        number of videos (rounded up to a power of two), of past and of future frames, takes a
+        minute or so the first time. Memories may be attached, written and detached as ever; what
+        needs gradients is not compiled.
+
+        Args:
+            **options: Of `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.
+
+        Example:
+            >>> model = load_world_model().to("cuda", torch.bfloat16)
+            >>> model.compile()
+        """
+        # The shapes repeat, so cuDNN may search for its fastest algorithms.
+        torch.backends.cudnn.benchmark = True
+        _, height, width = self.latent_size
+        if height * width <= SHORT_SEQUENCE:
+            use_trainable_attention(self.unet)
+        self._fast = FastSampling(self.denoise, self._pixels, self.text_encoder, options)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -191,7 +230,7 @@ class VideoWorldModel(DiffusionPipeline):
     def encode(self, frames: np.ndarray | Tensor) -> Tensor:
         """Frames uint8 `(batch, frames, H, W, 3)` to latents `(batch, channels, frames, h, w)`.
 
-        Latents are shifted and scaled to about zero mean and unit variance.
+        Latents are float32, shifted and scaled to about zero mean and unit variance.
 
         Raises:
             SfvgenError: The frames are not uint8 or not of the model's size.
@@ -208,19 +247,25 @@ class VideoWorldModel(DiffusionPipeline):
         images = images.to(self.vae.dtype) / 127.5 - 1
         shift = self.vae.config.get("shift_factor") or 0
         latents = (encode_images(self.vae, images) - shift) * self.vae.config.scaling_factor
-        return latents.unflatten(0, (batch, num_frames)).transpose(1, 2)
+        return latents.float().unflatten(0, (batch, num_frames)).transpose(1, 2)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`."""
+        function = self._pixels if self._fast is None else self._fast.decode
+        pixels = self._run("decode", self.vae, function, latents.to(self.device))
+        frames: np.ndarray = pixels.cpu().numpy()
+        return frames
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """What `decode` gives, on the device."""
         batch, _, num_frames = latents.shape[:3]
-        flat = latents.to(self.device, self.vae.dtype).transpose(1, 2).flatten(0, 1)
+        flat = latents.to(self.vae.dtype).transpose(1, 2).flatten(0, 1)
         shift = self.vae.config.get("shift_factor") or 0
         flat = flat / self.vae.config.scaling_factor + shift
         images = self.vae.decode(flat).sample.clamp(-1, 1)
         pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-        frames: np.ndarray = pixels.unflatten(0, (batch, num_frames)).cpu().numpy()
-        return frames
+        return pixels.unflatten(0, (batch, num_frames))
 
     def normalise_actions(self, actions: np.ndarray | Tensor) -> Tensor:
         """Actions in the environment's units to [-1, 1], float32 on the model's device.
@@ -229,7 +274,8 @@ class VideoWorldModel(DiffusionPipeline):
             SfvgenError: An action has the wrong size, is not finite or leaves the bounds.
         """
         values = actions if isinstance(actions, Tensor) else _tensor(actions)
-        values = values.to(self.device, torch.float32)
+        # Checked where they are: to look at numbers on a GPU is to wait for it.
+        values = values.to(torch.float32)
         if values.shape[-1:] != (self.action_size,):
             raise SfvgenError(
                 f"the model takes actions of {self.action_size} numbers, "
@@ -237,15 +283,15 @@ class VideoWorldModel(DiffusionPipeline):
             )
         if not torch.isfinite(values).all():
             raise SfvgenError("actions must be finite numbers, got NaN or infinity")
-        low = torch.tensor(self.config.action_low, device=self.device)
-        high = torch.tensor(self.config.action_high, device=self.device)
+        low = torch.tensor(self.config.action_low, device=values.device)
+        high = torch.tensor(self.config.action_high, device=values.device)
         if (values < low - 1e-4).any() or (values > high + 1e-4).any():
             raise SfvgenError(
                 f"actions must lie between {self.config.action_low} and "
                 f"{self.config.action_high}, got values from {values.min().item():.3g} "
                 f"to {values.max().item():.3g}"
             )
-        return 2 * (values - low) / (high - low) - 1
+        return (2 * (values - low) / (high - low) - 1).to(self.device)
 
     def tokenize(self, instructions: list[str]) -> Tensor:
         """Token ids `(batch, max_length)` of the instructions, on the CPU."""
@@ -304,9 +350,9 @@ class VideoWorldModel(DiffusionPipeline):
             height,
             width,
         )
-        prediction: Tensor = self.unet(
-            torch.cat([latents, planes], dim=1), timesteps, encoder_hidden_states=text_states
-        ).sample
+        # Latents and sums of actions keep their precision until here.
+        window = torch.cat([latents, planes], dim=1).to(self.unet.dtype)
+        prediction: Tensor = self.unet(window, timesteps, encoder_hidden_states=text_states).sample
         return prediction
 
     @torch.no_grad()
@@ -356,7 +402,7 @@ class VideoWorldModel(DiffusionPipeline):
         is_latent = isinstance(past, Tensor) and past.is_floating_point()
         context = past if is_latent else self.encode(past)
         assert isinstance(context, Tensor)
-        context = context.to(self.device, self.unet.dtype)
+        context = context.to(self.device, torch.float32)
         if context.dim() != 5 or context.shape[1] != self.latent_size[0] or context.shape[2] < 1:
             raise SfvgenError(
                 "past latents must have the shape (batch, channels, frames, h, w) with at least "
@@ -389,7 +435,9 @@ class VideoWorldModel(DiffusionPipeline):
         if len(texts) != batch:
             raise SfvgenError(f"{batch} pasts need {batch} instructions, got {len(texts)}")
         unique = sorted({"", *(text or "" for text in texts)})
-        states = self.encode_instructions(unique).to(self.unet.dtype)
+        encode = self.encode_instructions
+        states = encode(unique) if self._fast is None else self._fast.encode_texts(unique, encode)
+        states = states.to(self.unet.dtype)
         text_states = states[[unique.index(text or "") for text in texts]]
         no_text_states = None
         if guidance_scale > 1 and len(unique) > 1:
@@ -442,33 +490,91 @@ class VideoWorldModel(DiffusionPipeline):
         common_noise: bool,
     ) -> Tensor:
         """Denoise `length` frames after a clean `context` (masked conditional diffusion)."""
-        batch, channels, num_past, height, width = context.shape
+        batch, channels, _, height, width = context.shape
         noise_batch = 1 if common_noise else batch
         # Drawn on the CPU so that a seed gives the same video on every device.
         first = generator[0] if isinstance(generator, list) else generator
-        latents = randn_tensor(
+        noise = randn_tensor(
             (noise_batch, channels, length, height, width),
             generator=generator,
             device=torch.device("cpu") if first is None else first.device,
         )
-        latents = latents.to(context).expand(batch, -1, -1, -1, -1)
+        return self._run(
+            ("denoise", num_inference_steps, guidance_scale, self.scheduler),
+            self.unet,
+            partial(self._denoise_chunk, num_inference_steps, guidance_scale),
+            context,
+            noise.to(context).expand(batch, -1, -1, -1, -1),
+            text_states,
+            no_text_states,
+            actions,
+        )
+
+    def _denoise_chunk(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        context: Tensor,
+        noise: Tensor,
+        text_states: Tensor,
+        no_text_states: Tensor | None,
+        actions: Tensor | None,
+    ) -> Tensor:
+        """The frames that `noise` becomes after `context`.
+
+        The scheduler stays on the CPU: its numbers go along with the kernels that are launched,
+        none is read back, and a CUDA graph keeps them.
+        """
+        denoise = self.denoise if self._fast is None else self._fast.denoise
+        batch, _, num_past = context.shape[:3]
+        latents = noise
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             # diffusers' default grid ends at sigma 0.001 and so wastes one of the few steps.
             sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
-            self.scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+            self.scheduler.set_timesteps(sigmas=sigmas, device="cpu")
         else:
-            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+            self.scheduler.set_timesteps(num_inference_steps, device="cpu")
             latents = latents * self.scheduler.init_noise_sigma
         for timestep in self.progress_bar(self.scheduler.timesteps):
             window = torch.cat([context, latents], dim=2)
-            timesteps = timestep.expand(batch)
-            prediction = self.denoise(window, timesteps, num_past, text_states, actions)
+            timesteps = torch.full((batch,), timestep.item(), device=window.device)
+            prediction = denoise(window, timesteps, num_past, text_states, actions).float()
             if no_text_states is not None:
-                plain = self.denoise(window, timesteps, num_past, no_text_states, actions)
+                plain = denoise(window, timesteps, num_past, no_text_states, actions).float()
                 prediction = plain + guidance_scale * (prediction - plain)
             prediction = prediction[:, :, num_past:]
             latents = self.scheduler.step(prediction, timestep, latents).prev_sample
         return latents
+
+    def _run(
+        self,
+        kind: Hashable,
+        module: nn.Module,
+        function: Callable[..., Tensor],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        """`function` of batches, in pieces that fit into memory; the one place that cares.
+
+        Args:
+            kind: What else than the tensors' shapes it depends on.
+            module: Whose weights it uses.
+            function: Its samples do not depend on each other.
+            *tensors: Its arguments with the batch as first axis, or None.
+        """
+        assert tensors[0] is not None
+        size = self.max_batch_size
+        require(size is None or size >= 1, f"max_batch_size must be at least 1, got {size}")
+        shapes = tuple(None if t is None else (t.shape[1:], t.dtype) for t in tensors)
+        work = (kind, shapes, tensors[0].device)
+        if size is None:
+            # What was captured once has its memory already.
+            size = 0 if self._fast is None else self._fast.largest_captured(work)
+            if size < len(tensors[0]):
+                size = max(size, self._memory_cap.largest_batch(work, function, *tensors))
+        if self._fast is not None:
+            size = 1 << (size.bit_length() - 1)
+            function = partial(self._fast.run, work, module, function)
+        return run_in_pieces(function, size, *tensors)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

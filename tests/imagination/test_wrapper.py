@@ -117,17 +117,16 @@ def test_candidates_share_their_noise_and_samples_do_not():
     assert not np.array_equal(env.imagine(action).frames, env.imagine(action).frames)
 
 
-def test_large_batches_are_split_without_changing_the_result():
+def test_all_candidates_are_one_call():
     model = PointMassWorldModel(noise=0.1)
-    env = ImaginationWrapper(PointMassEnv(), model, max_batch_size=4)
+    env = ImaginationWrapper(PointMassEnv(), model)
     env.reset(seed=0)
-    actions = np.random.default_rng(0).uniform(-1, 1, (10, 8, 2)).astype(np.float32)
-    split = env.imagine(actions, seed=0).frames
-    assert model.batch_sizes == [4, 4, 2]
-    env.max_batch_size = 64
-    assert np.array_equal(split, env.imagine(actions, seed=0).frames)
+    actions = np.random.default_rng(0).uniform(-1, 1, (100, 8, 2)).astype(np.float32)
+    for _ in range(2):
+        env.imagine(actions, seed=0)
+    assert model.batch_sizes == [100, 100]
     # One moment, one encoding, however many calls.
-    assert model.num_encoded == 1 + 10 + 10  # the fake model encodes what it draws
+    assert model.num_encoded == 1 + 100 + 100  # the fake model encodes what it draws
 
 
 @pytest.mark.parametrize(
