@@ -21,7 +21,9 @@ _EVALUATIONS = {
         "SlowLearningConfig",
         "how true the world model is: actions, counterfactuals, language, success head",
     ),
-    "speed": _Evaluation("speed", "SpeedConfig", "imagined frames a second, seconds per plan"),
+    "speed": _Evaluation(
+        "speed", "SpeedConfig", "imagined frames a second, seconds per plan, training"
+    ),
 }
 
 

@@ -25,11 +25,13 @@ class EvaluationConfig:
         model: shipped name or checkpoint folder.
         device: of the model; by default the GPU where there is one.
         batch_size: videos imagined at once.
+        folder: of the result file, where what belongs to it goes too.
     """
 
     model: str = "tabletop"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     batch_size: int = 16
+    folder: Path = Path("results")
 
     @classmethod
     def of(cls, model: str, device: str | None = None, num_episodes: int | None = None) -> Self:
@@ -95,6 +97,7 @@ def measure(
         require(name in parts, f"there is no figure {name!r}; choose from {', '.join(parts)}")
     prepare_folder(out.parent)
     read_rows(out)
+    config = replace(config, folder=out.parent)
     figures: list[Figure] = []
     for part in dict.fromkeys(parts[name] for name in names):
         measured = list(part(config))

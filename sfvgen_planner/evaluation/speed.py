@@ -1,59 +1,49 @@
-"""How fast the world model imagines, and how long a plan takes."""
+"""How fast the world model imagines and trains, and how long a plan takes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sfvgen_planner.data.environment import make_env
-from sfvgen_planner.evaluation.measure import EvaluationConfig
+from sfvgen_planner.evaluation.base_model_speed import measure_base_model
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.tabletop import ENV_ID
+from sfvgen_planner.evaluation.timing import SpeedConfig, load_fast, timed, timing_figure
+from sfvgen_planner.evaluation.training_speed import measure_training
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import CEM, CEMConfig, MPCConfig, MPCPlanner, VideoPlanner
-from sfvgen_planner.world_model import load_world_model
 
 BATCH_SIZES = (1, 32, 256)
 NUM_CANDIDATES = 32
 NUM_ITERATIONS = 3
 
 
-@dataclass(frozen=True)
-class SpeedConfig(EvaluationConfig):
-    """What is timed.
-
-    Attributes:
-        num_timed_runs: repetitions, after one that is not counted.
-        num_inference_steps: denoiser calls per chunk.
-    """
-
-    num_timed_runs: int = 5
-    num_inference_steps: int = 4
-
-
 def measure_chunks(batch_size: int, config: SpeedConfig) -> Iterator[Figure]:
     """Action-conditioned chunks, from latents to decoded frames on the host."""
-    model = load_world_model(config.model).to(config.device)
+    model, settings = load_fast(config)
+    settings |= {"num_inference_steps": config.num_inference_steps}
     num_frames = model.config.num_future_frames
     rng = np.random.default_rng(0)
     past = torch.randn(
         batch_size, *_window(model.latent_size, model.config.num_past_frames), device=model.device
     )
     actions = rng.uniform(-1, 1, (batch_size, num_frames, model.action_size)).astype(np.float32)
+    generator = torch.Generator(model.device).manual_seed(0)
 
     def chunk() -> None:
-        model(past, actions=actions, num_inference_steps=config.num_inference_steps)
+        model(
+            past,
+            actions=actions,
+            num_inference_steps=config.num_inference_steps,
+            generator=generator,
+        )
 
-    seconds = np.array(_timed(chunk, config, f"chunks, batch {batch_size}"))
-    settings = {"model": config.model, "num_inference_steps": config.num_inference_steps}
-    yield _figure(
+    seconds = np.array(timed(chunk, config, f"chunks, batch {batch_size}"))
+    yield timing_figure(
         f"frames_per_second_b{batch_size}",
         batch_size * num_frames / seconds,
         "1/s",
@@ -61,12 +51,12 @@ def measure_chunks(batch_size: int, config: SpeedConfig) -> Iterator[Figure]:
         **settings,
     )
     if batch_size == 1:
-        yield _figure("chunk_ms_b1", 1e3 * seconds, "ms", config, **settings)
+        yield timing_figure("chunk_ms_b1", 1e3 * seconds, "ms", config, **settings)
 
 
 def measure_plans(config: SpeedConfig) -> Iterator[Figure]:
     """A CEM plan to a goal image, and the video plan of a skill, from an episode's first frame."""
-    model = load_world_model(config.model).to(config.device)
+    model, settings = load_fast(config)
     env = ImaginationWrapper(make_env(ENV_ID, {"level": 1, "recall": "none"}), model)
     observation, info = env.reset(seed=config.seeds(1)[0])
     horizon = model.config.num_future_frames
@@ -81,8 +71,8 @@ def measure_plans(config: SpeedConfig) -> Iterator[Figure]:
     }
     where = torch.device(config.device).type
     for name, plan in plans.items():
-        seconds = _timed(plan, config, name)
-        yield _figure(f"{where}_{name}", seconds, "s", config, model=config.model)
+        seconds = timed(plan, config, name)
+        yield timing_figure(f"{where}_{name}", seconds, "s", config, **settings)
     env.close()
 
 
@@ -90,6 +80,10 @@ FIGURES: dict[str, Callable[[SpeedConfig], Iterable[Figure]]] = {
     **{f"frames_per_second_b{size}": partial(measure_chunks, size) for size in BATCH_SIZES},
     "plan_seconds": measure_plans,
     "video_plan_seconds": measure_plans,
+    "training_mfu": measure_training,
+    "modelscope_train_step_seconds": measure_base_model,
+    "modelscope_peak_gb": measure_base_model,
+    "modelscope_chunk_seconds": measure_base_model,
 }
 """Figure to the measurement that it comes from; plans are named after the device's type."""
 
@@ -97,19 +91,3 @@ FIGURES: dict[str, Callable[[SpeedConfig], Iterable[Figure]]] = {
 def _window(latent_size: tuple[int, int, int], num_frames: int) -> tuple[int, int, int, int]:
     channels, height, width = latent_size
     return channels, num_frames, height, width
-
-
-def _timed(work: Callable[[], Any], config: SpeedConfig, what: str) -> list[float]:
-    """Seconds of each run; the device has finished when a run ends, as frames come to the host."""
-    work()
-    seconds = []
-    for _ in tqdm(range(config.num_timed_runs), desc=what, unit="run", dynamic_ncols=True):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def _figure(name: str, values: Any, unit: str, config: SpeedConfig, **fields: Any) -> Figure:
-    """Repetitions stand where episodes stand in other figures."""
-    return Figure.measured(name, values, unit, [0] * len(values), config.device, **fields)
