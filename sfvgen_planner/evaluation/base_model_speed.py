@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.timing import SpeedConfig, is_skipped, timed, timing_figure
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.checkpoint import quiet_libraries
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective, build_scheduler
 from sfvgen_planner.world_model.text import build_tokenizer
@@ -71,7 +72,8 @@ def measure_base_model(config: SpeedConfig) -> Iterator[Figure]:
         yield timing_figure("modelscope_peak_gb", [peak_gb], "GB", config, **fields)
         gc.collect()
         torch.cuda.empty_cache()
-    model.to(torch.bfloat16)
+    with quiet_libraries():
+        model.to(torch.bfloat16)
     seconds = chunk_seconds(model, config)
     fields = {**size, "num_inference_steps": NUM_INFERENCE_STEPS}
     yield timing_figure("modelscope_chunk_seconds", seconds, "s", config, **fields)

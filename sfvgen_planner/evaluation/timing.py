@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model
+from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,13 @@ def load_fast(config: SpeedConfig) -> tuple[VideoWorldModel, dict[str, Any]]:
     On a GPU its weights are bfloat16 and it is compiled; on a CPU, where that is no gain worth its
     minutes of compilation, it stays as it is.
     """
-    model = load_world_model(config.model).to(config.device)
     settings: dict[str, Any] = {"model": config.model}
-    if config.on_gpu:
-        model.to(torch.bfloat16)
-        model.compile()
-        settings |= {"precision": "bf16", "compiled": True}
-    return model, settings
+    if not config.on_gpu:
+        return load_world_model(config.model).to(config.device), settings
+    folder = shipped_folder(config.model)
+    model = VideoWorldModel.from_pretrained(folder, dtype=torch.bfloat16).to(config.device)
+    model.compile()
+    return model, {**settings, "precision": "bf16", "compiled": True}
 
 
 def is_skipped(figures: str, config: SpeedConfig) -> bool:

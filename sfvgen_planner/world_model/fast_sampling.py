@@ -69,15 +69,17 @@ class FastSampling:
         assert first is not None
         size = 1 << (len(first) - 1).bit_length()
         filled = [None if tensor is None else _fill(tensor, size) for tensor in tensors]
-        with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
-            if first.device.type != "cuda":
+        many = torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT)
+        if first.device.type != "cuda":
+            with many:
                 return function(*filled)[: len(first)]
-            key = (work, size, _state(module))
-            if key not in self._graphs:
+        key = (work, size, _state(module))
+        if key not in self._graphs:
+            with many:
                 self._graphs[key] = self._capture(function, filled, first.device)
-                self._largest[work] = max(size, self.largest_captured(work))
-                while len(self._graphs) > MAX_GRAPHS:
-                    self._graphs.popitem(last=False)
+            self._largest[work] = max(size, self.largest_captured(work))
+            while len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return self._graphs[key].replay(filled)[: len(first)]
 

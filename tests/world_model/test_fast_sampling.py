@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 
 from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.fast_sampling import _state
 
 TEXT = "return the red cube"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -96,6 +97,24 @@ def test_text_is_encoded_once_as_long_as_the_encoder_stays(past, monkeypatch):
             parameter.mul_(1.5)
     assert (imagine(model, past, text=TEXT, num_frames=1).latents - first).abs().max() > 1e-4
     assert len(encoded) == 3
+
+
+def test_new_weights_and_switched_adapters_need_a_new_graph_and_writes_do_not(past):
+    model = tiny_world_model(denoiser="transformer")
+    states = [_state(model.unet)]
+    memory = EpisodicMemory(model, rank=4)
+    states.append(_state(model.unet))
+    memory.write(past[0], past[1])
+    assert _state(model.unet) == states[-1]
+    memory.enabled = False
+    states.append(_state(model.unet))
+    memory.enabled = True
+    assert _state(model.unet) == states[1]
+    memory.detach()
+    assert _state(model.unet) == states[0]
+    model.unet.to(torch.bfloat16)
+    states.append(_state(model.unet))
+    assert len(set(states)) == len(states)
 
 
 @needs_gpu
