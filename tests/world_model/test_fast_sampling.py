@@ -10,8 +10,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from sfvgen_planner.memory import EpisodicMemory
-from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from sfvgen_planner.world_model.fast_sampling import _state
+from sfvgen_planner.world_model.pipeline import use_channels_last
 
 TEXT = "return the red cube"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -62,6 +63,20 @@ def test_few_sizes_are_compiled(past, actions):
     more = np.repeat(past[:1], 4, axis=0), np.repeat(actions[:1], 4, axis=0)
     assert len(imagine(model, *more).latents) == 4
     assert len(sizes) == compiled
+
+
+def test_the_order_of_weights_in_memory_changes_nothing_else(past, actions, tmp_path):
+    model = tiny_world_model()
+    wanted = imagine(model, past, actions, output_type="np")
+    for module in (model.unet, model.vae):
+        use_channels_last(module)
+    temporal = model.unet.mid_block.temp_convs[0].conv1[2].weight
+    assert temporal.is_contiguous(memory_format=torch.channels_last_3d)
+    assert model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert_same(imagine(model, past, actions, output_type="np"), wanted)
+    model.save_pretrained(tmp_path)
+    loaded = VideoWorldModel.from_pretrained(tmp_path)
+    assert_same(imagine(loaded, past, actions, output_type="np"), wanted)
 
 
 def test_a_memory_is_written_read_and_taken_off(past, actions):
