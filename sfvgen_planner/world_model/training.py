@@ -120,14 +120,21 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         seed, name = recipe.seed + STAGES.index(stage), stage.replace("_", " ")
         train(objective, draw_batch, how, out / stage, accelerator, seed, name, evaluation)
 
+    on_gpu = accelerator.device.type == "cuda"
+    if on_gpu:
+        # One graph for all processes' gradients: they are too few to be worth splitting it.
+        torch._dynamo.config.optimize_ddp = False
     if recipe.autoencoder is not None:
         how = recipe.autoencoder.optimisation
         if recipe.autoencoder.decoder_only:
             model.vae.encoder.requires_grad_(False)
             model.vae.quant_conv.requires_grad_(False)
+        reconstruct = AutoencoderObjective(model.vae, recipe.autoencoder, table)
+        if recipe.autoencoder.compile and on_gpu:
+            reconstruct.compile(dynamic=False)
         learn(
             "autoencoder",
-            AutoencoderObjective(model.vae, recipe.autoencoder, table),
+            reconstruct,
             frame_batches(table, how.batch_size, model.latent_size),
             how,
         )
@@ -181,8 +188,6 @@ def prepare_denoiser(unet: Denoiser, recipe: WorldModelRecipe, device: torch.dev
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(unet)
     if recipe.compile and device.type == "cuda":
-        # One graph for all processes' gradients: they are too few to be worth splitting it.
-        torch._dynamo.config.optimize_ddp = False
         unet.compile(dynamic=False)
 
 
