@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,26 +33,30 @@ class Chunks:
         future: the frames after it ``(N, F, H, W, 3)`` uint8.
         actions: ``(N, F, A)``; entry k leads to future frame k.
         episode: index ``(N,)`` of the episode each was cut from.
+        start: index ``(N,)`` of the first future frame in its episode.
     """
 
     past: np.ndarray
     future: np.ndarray
     actions: np.ndarray
     episode: np.ndarray
+    start: np.ndarray
 
     @classmethod
     def cut(cls, episodes: Sequence[Episode], num_past: int, num_future: int) -> Chunks:
         """All chunks with a full past, one after the other; futures do not overlap."""
-        past, future, actions, owner = [], [], [], []
+        past, future, actions, owner, start = [], [], [], [], []
         for index, episode in enumerate(episodes):
             for now in range(num_past, len(episode) - num_future + 2, num_future):
                 past.append(episode.frames[now - num_past : now])
                 future.append(episode.frames[now : now + num_future])
                 actions.append(episode.actions[now - 1 : now - 1 + num_future])
                 owner.append(index)
+                start.append(now)
         if not owner:
             raise SfvgenError(f"no episode is long enough for a chunk of {num_future} frames")
-        return cls(np.stack(past), np.stack(future), np.stack(actions), np.array(owner))
+        arrays = (np.stack(past), np.stack(future), np.stack(actions))
+        return cls(*arrays, np.array(owner), np.array(start))
 
     def shuffled(self) -> np.ndarray:
         """For each chunk the index of another, of another episode if none has half of them."""
@@ -91,14 +95,18 @@ def imagine_frames(
     guidance_scale: float = 1.0,
     batch_size: int,
     description: str,
+    output_type: Literal["np", "latent"] = "np",
 ) -> np.ndarray:
-    """What the model imagines after each past ``(N, P, H, W, 3)``, as frames ``(N, F, H, W, 3)``.
+    """What the model imagines after each past ``(N, P, H, W, 3)``.
 
     The noise is the same in every run; the other arguments are those of ``VideoWorldModel``.
+
+    Returns:
+        Frames ``(N, F, H, W, 3)``, or latents ``(N, channels, F, h, w)``.
     """
     generator = torch.Generator().manual_seed(0)
     starts = range(0, len(past), batch_size)
-    frames: list[np.ndarray] = []
+    imagined: list[np.ndarray] = []
     for start in tqdm(starts, desc=description, unit="batch", dynamic_ncols=True):
         rows = slice(start, start + batch_size)
         output = model(
@@ -109,10 +117,11 @@ def imagine_frames(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=generator,
+            output_type=output_type,
         )
-        assert output.frames is not None
-        frames.append(output.frames)
-    return np.concatenate(frames)
+        latents = output.latents.float().cpu().numpy()
+        imagined.append(latents if output.frames is None else output.frames)
+    return np.concatenate(imagined)
 
 
 def place_error_px(imagined: np.ndarray, real: np.ndarray, width: int) -> np.ndarray:

@@ -166,7 +166,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
                 common_noise=common_noise,
             )
             latents.append(output.latents)
-        return Imagination(torch.cat(latents), self.world_model, instruction, candidates)
+        return Imagination(
+            torch.cat(latents), past[0, :, -1], self.world_model, instruction, candidates
+        )
 
     def _observe(self, observation: Any) -> None:
         # An environment may draw the next frame into the same memory.
