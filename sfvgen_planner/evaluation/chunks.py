@@ -33,30 +33,26 @@ class Chunks:
         future: the frames after it ``(N, F, H, W, 3)`` uint8.
         actions: ``(N, F, A)``; entry k leads to future frame k.
         episode: index ``(N,)`` of the episode each was cut from.
-        start: index ``(N,)`` of the first future frame in its episode.
     """
 
     past: np.ndarray
     future: np.ndarray
     actions: np.ndarray
     episode: np.ndarray
-    start: np.ndarray
 
     @classmethod
     def cut(cls, episodes: Sequence[Episode], num_past: int, num_future: int) -> Chunks:
         """All chunks with a full past, one after the other; futures do not overlap."""
-        past, future, actions, owner, start = [], [], [], [], []
+        past, future, actions, owner = [], [], [], []
         for index, episode in enumerate(episodes):
             for now in range(num_past, len(episode) - num_future + 2, num_future):
                 past.append(episode.frames[now - num_past : now])
                 future.append(episode.frames[now : now + num_future])
                 actions.append(episode.actions[now - 1 : now - 1 + num_future])
                 owner.append(index)
-                start.append(now)
         if not owner:
             raise SfvgenError(f"no episode is long enough for a chunk of {num_future} frames")
-        arrays = (np.stack(past), np.stack(future), np.stack(actions))
-        return cls(*arrays, np.array(owner), np.array(start))
+        return cls(np.stack(past), np.stack(future), np.stack(actions), np.array(owner))
 
     def shuffled(self) -> np.ndarray:
         """For each chunk the index of another, of another episode if none has half of them."""

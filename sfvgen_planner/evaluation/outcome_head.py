@@ -13,7 +13,7 @@ from sfvgen_policies import make_policy
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.chunks import Chunks, imagine_frames
+from sfvgen_planner.evaluation.chunks import imagine_frames
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play
@@ -165,24 +165,29 @@ def imagined_steps(
     num_inference_steps: int,
     batch_size: int,
 ) -> Steps:
-    """The steps of the episodes that fit into whole chunks, as the model imagines them."""
-    chunks = Chunks.cut(episodes, model.config.num_past_frames, model.config.num_future_frames)
+    """The last steps of the episodes that fill whole chunks, as the model imagines them."""
+    num_past, num_future = model.config.num_past_frames, model.config.num_future_frames
+    cuts = [
+        (index, now)
+        for index, episode in enumerate(episodes)
+        for now in range(len(episode.frames) - num_future, num_past - 1, -num_future)
+    ]
     imagined = imagine_frames(
         model,
-        chunks.past,
-        actions=chunks.actions,
+        np.stack([episodes[index].frames[now - num_past : now] for index, now in cuts]),
+        actions=np.stack(
+            [episodes[index].actions[now - 1 : now - 1 + num_future] for index, now in cuts]
+        ),
         num_inference_steps=num_inference_steps,
         batch_size=batch_size,
         description="imagined steps",
         output_type="latent",
     )
     parts = []
-    for index, past, start, future in zip(
-        chunks.episode, chunks.past, chunks.start, torch.from_numpy(imagined), strict=True
-    ):
-        present = model.encode(past[None, -1:])[0]
+    for (index, now), future in zip(cuts, torch.from_numpy(imagined), strict=True):
+        present = model.encode(episodes[index].frames[None, now - 1 : now])[0]
         video = torch.cat([present, future.to(present)], dim=1)
-        parts.append((video, episodes[index], int(start) - 1, int(index)))
+        parts.append((video, episodes[index], now - 1, index))
     return Steps.of(parts)
 
 
