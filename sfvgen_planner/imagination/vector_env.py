@@ -58,7 +58,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         horizon: steps until an episode is truncated. Short by default, because imagination feeds
             on its own output and drifts, and faster frame by frame than in chunks, which the model
             was trained on.
-        outcome_head: judges frames and steps; its checkpoint's ``load_heads`` has it.
+        outcome_head: judges frames and steps; ``world_model.heads.load_heads`` loads it.
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
         num_samples: futures imagined per step and world; the first is followed.

@@ -93,7 +93,10 @@ class TaskReward:
     Example:
         >>> from functools import partial
         >>> from sfvgen_planner.planning import MPCPlanner
-        >>> planner = MPCPlanner(objective=partial(TaskReward, outcome_head))
+        >>> from sfvgen_planner.world_model import shipped_folder
+        >>> from sfvgen_planner.world_model.heads import load_heads
+        >>> head = load_heads(shipped_folder("tabletop")).outcome_head
+        >>> planner = MPCPlanner(objective=partial(TaskReward, head))
     """
 
     def __init__(self, outcome_head: OutcomeHead, instruction: str) -> None:

@@ -65,19 +65,14 @@ def outcome_batches(
     be true as well; frames that achieved one instruction are negatives of the next one anyway.
 
     Raises:
-        SfvgenError: The data does not tell of both successes and failures.
+        SfvgenError: See `check_outcomes`.
     """
+    check_outcomes(table)
     device = table.frames.device
     tokens = model.tokenize(table.instructions).to(device)
     rows = told_steps(table)
     achieved = table.successes[rows] > 0
     kinds = rows[~achieved], rows[achieved]
-    if not all(map(len, kinds)):
-        raise SfvgenError(
-            "an outcome head needs episodes whose environment tells in info['success'] when an "
-            "instruction is achieved, with successes and failures among them; collect such, or "
-            "leave `outcome_head:` out of the recipe"
-        )
     share = torch.tensor([len(kind) / len(rows) for kind in kinds], device=device)
     batch_size = recipe.optimisation.batch_size
 
@@ -106,6 +101,20 @@ def outcome_batches(
         )
 
     return draw
+
+
+def check_outcomes(table: FrameTable) -> None:
+    """Refuse data that an outcome head can't learn from.
+
+    Raises:
+        SfvgenError: The data does not tell of both successes and failures.
+    """
+    if len(table.successes[told_steps(table)].unique()) < 2:
+        raise SfvgenError(
+            "an outcome head needs episodes whose environment tells in info['success'] when an "
+            "instruction is achieved, with successes and failures among them; collect such into a "
+            "new folder, or leave `outcome_head:` out of the recipe"
+        )
 
 
 def told_steps(table: FrameTable) -> Tensor:

@@ -35,6 +35,7 @@ from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.outcome_learning import (
     OutcomeObjective,
     calibrate,
+    check_outcomes,
     outcome_batches,
     told_steps,
 )
@@ -108,6 +109,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         cpu=not torch.accelerator.is_available(),
     )
     table = FrameTable.from_store(store, accelerator.device)
+    if recipe.outcome_head is not None:
+        check_outcomes(table)
     models = models or _build_models(recipe, store, table.instructions)
     model = models.world_model.to(accelerator.device)
 
