@@ -129,10 +129,20 @@ class PointMassWorldModel:
         return SimpleNamespace(latents=latents, frames=frames if output_type == "np" else None)
 
 
-class PointMassSuccessHead(torch.nn.Module):
-    """Success is to be far in the direction that the instruction names."""
+class PointMassOutcomeHead(torch.nn.Module):
+    """Success is to be far in the direction that the instruction names; the reward is to go there.
 
-    def forward(self, latents: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    The log-odds of success are the way made from the picture's edge, the reward is 10 times the way
+    made in a step.
+    """
+
+    def forward(
+        self, before: torch.Tensor, after: torch.Tensor, token_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        earlier, later = (self.success_logits(latents, token_ids) for latents in (before, after))
+        return later, 10 * (later - earlier)
+
+    def success_logits(self, latents: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         frames = (latents * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         ways = np.array(list(DIRECTIONS.values()))[token_ids[:, 0].numpy()]
         return torch.from_numpy((locate(frames) * ways).sum(-1))

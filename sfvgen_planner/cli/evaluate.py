@@ -19,7 +19,7 @@ _EVALUATIONS = {
     "slow-learning": _Evaluation(
         "slow_learning",
         "SlowLearningConfig",
-        "how true the world model is: actions, counterfactuals, language, success head",
+        "how true the world model is: actions, counterfactuals, language, outcome head",
     ),
     "speed": _Evaluation(
         "speed", "SpeedConfig", "imagined frames a second, seconds per plan, training"

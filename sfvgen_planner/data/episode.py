@@ -10,6 +10,7 @@ from sfvgen_planner.errors import SfvgenError
 
 FrameArray = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Episode:
         truncated: Whether a limit from outside ended it.
         seed: Seed of `env.reset` and `policy.reset`.
         proprio: `(T + 1, P)` float32, the robot's own sensors, or None.
+        successes: `(T,)` bool, or None where the environment does not tell: whether frame k + 1
+            shows instruction k achieved.
         info: The `info` of the last step (JSON values).
         source: What made the episode.
 
@@ -55,6 +58,7 @@ class Episode:
     truncated: bool
     seed: int
     proprio: FloatArray | None = None
+    successes: BoolArray | None = None
     info: dict[str, Any] = field(default_factory=dict)
     source: EpisodeSource = field(default_factory=EpisodeSource)
 
@@ -80,6 +84,12 @@ class Episode:
         }
         if self.proprio is not None:
             lengths["proprio"] = (len(self.proprio), steps + 1)
+        if self.successes is not None:
+            if self.successes.dtype != np.bool_:
+                raise SfvgenError(
+                    f"an episode's successes must be bool, but they are {self.successes.dtype}"
+                )
+            lengths["successes"] = (len(self.successes), steps)
         for name, (found, expected) in lengths.items():
             if found != expected:
                 raise SfvgenError(

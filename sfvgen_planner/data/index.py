@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from sfvgen_planner.data.episode import Episode, EpisodeSource
+import numpy as np
+
+from sfvgen_planner.data.episode import BoolArray, Episode, EpisodeSource
 from sfvgen_planner.errors import SfvgenError
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class IndexEntry:
         row: The store row of its first frame.
         num_steps: T.
         instructions: (text, number of steps) pairs, in order.
+        successes: (success, number of steps) pairs, in order; None where the environment did not
+            tell, as in stores from before it was recorded.
         seed: Seed of the episode.
         terminated: See `Episode`.
         truncated: See `Episode`.
@@ -41,6 +47,7 @@ class IndexEntry:
     frames_crc32: int
     info: dict[str, Any]
     source: EpisodeSource
+    successes: tuple[tuple[bool, int], ...] | None = None
 
     @classmethod
     def of(cls, episode: Episode, row: int, frames_crc32: int) -> Self:
@@ -48,15 +55,14 @@ class IndexEntry:
         return cls(
             row=row,
             num_steps=len(episode),
-            instructions=tuple(
-                (text, len(list(steps))) for text, steps in groupby(episode.instructions)
-            ),
+            instructions=_runs(episode.instructions),
             seed=episode.seed,
             terminated=episode.terminated,
             truncated=episode.truncated,
             frames_crc32=frames_crc32,
             info=episode.info,
             source=episode.source,
+            successes=None if episode.successes is None else _runs(episode.successes.tolist()),
         )
 
     @classmethod
@@ -64,11 +70,27 @@ class IndexEntry:
         """Rebuild an entry from a parsed line."""
         instructions = tuple((str(text), int(steps)) for text, steps in values["instructions"])
         source = EpisodeSource(**values["source"])
-        return cls(**{**values, "instructions": instructions, "source": source})
+        successes = values.get("successes")
+        if successes is not None:
+            successes = tuple((bool(success), int(steps)) for success, steps in successes)
+        made = {"instructions": instructions, "source": source, "successes": successes}
+        return cls(**{**values, **made})
 
     def instruction_list(self) -> list[str]:
         """Return the T instructions, one per step."""
         return [text for text, steps in self.instructions for _ in range(steps)]
+
+    def success_array(self) -> BoolArray | None:
+        """Return the successes `(T,)`, one per step, where there are any."""
+        if self.successes is None:
+            return None
+        values, lengths = zip(*self.successes, strict=True)
+        return np.repeat(np.array(values, np.bool_), lengths)
+
+
+def _runs(values: Sequence[Value]) -> tuple[tuple[Value, int], ...]:
+    """Each stretch of equal values as (value, length)."""
+    return tuple((value, len(list(run))) for value, run in groupby(values))
 
 
 def read_index(path: Path) -> tuple[list[IndexEntry], int]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.camera import proprioception
 from sfvgen_planner.data.environment import make_env
-from sfvgen_planner.data.episode import Episode, EpisodeSource, FrameArray
+from sfvgen_planner.data.episode import BoolArray, Episode, EpisodeSource, FrameArray
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, require_free_folder
 from sfvgen_planner.errors import SfvgenError
@@ -36,7 +36,9 @@ def to_minari(store: EpisodeStore, dataset_id: str, progress: bool = True) -> No
     """Write a store as a local Minari dataset.
 
     Observations are a Dict of `image` and, where there is any, `proprio`; `infos["instruction"]`
-    has the instruction of each step. What Minari has no place for is kept as metadata.
+    has the instruction of each step, and `infos["success"]`, where the environment tells it,
+    whether an observation shows what the step before it was asked for. What Minari has no place
+    for is kept as metadata.
 
     Args:
         store: The episodes.
@@ -72,7 +74,8 @@ def from_minari(
 
     Any dataset with bounded continuous actions and RGB observations will do: as an entry `image`
     of a Dict observation, or as the whole observation. Foreign datasets have no instructions
-    unless `infos["instruction"]` has them, and the episode's number serves as a seed where none
+    unless `infos["instruction"]` has them, no successes unless `infos["success"]` or
+    `infos["is_success"]` has them, and the episode's number serves as a seed where none
     was recorded.
 
     Returns:
@@ -211,9 +214,17 @@ def _buffer(episode: Episode) -> Any:
         rewards=episode.rewards,
         terminations=at_end & episode.terminated,
         truncations=at_end & episode.truncated,
-        # One per observation, as Minari's own collector has it.
-        infos={"instruction": [*episode.instructions, episode.instructions[-1]]},
+        infos=_infos(episode),
     )
+
+
+def _infos(episode: Episode) -> dict[str, list[Any]]:
+    """One entry per observation, as Minari's own collector has it."""
+    infos: dict[str, list[Any]] = {"instruction": [*episode.instructions, episode.instructions[-1]]}
+    if episode.successes is not None:
+        # Before the first step nothing is known to be achieved.
+        infos["success"] = [False, *episode.successes.tolist()]
+    return infos
 
 
 def _metadata(store: EpisodeStore, index: int) -> dict[str, str]:
@@ -248,7 +259,8 @@ def _episode(dataset: Any, number: int, dataset_id: str) -> Episode:
     data = dataset[number]
     (metadata,) = dataset.storage.get_episode_metadata([data.id])
     extra = json.loads(metadata.get(METADATA_KEY, "{}"))
-    texts = (data.infos or {}).get("instruction", [""] * len(data))
+    infos = data.infos or {}
+    texts = infos.get("instruction", [""] * len(data))
     return Episode(
         frames=_frames(data.observations, dataset_id),
         actions=np.asarray(data.actions, np.float32),
@@ -258,6 +270,7 @@ def _episode(dataset: Any, number: int, dataset_id: str) -> Episode:
         truncated=bool(data.truncations[-1]),
         seed=metadata.get("seed", number),
         proprio=_proprio(data.observations),
+        successes=_successes(infos, len(data)),
         info=extra.get("info", {}),
         source=EpisodeSource(**extra.get("source", {})),
     )
@@ -289,6 +302,14 @@ def _proprio(observations: Any) -> NDArray[np.float32] | None:
         return None
     values = observations.get("proprio", observations.get("observation"))
     return np.asarray(values, np.float32)
+
+
+def _successes(infos: dict[str, Any], num_steps: int) -> BoolArray | None:
+    values = infos.get("success", infos.get("is_success"))
+    # The first of one more than there are steps belongs to the reset.
+    if values is None or np.shape(values) not in ((num_steps,), (num_steps + 1,)):
+        return None
+    return np.asarray(values[-num_steps:]).astype(np.bool_)
 
 
 def _text(value: str | bytes) -> str:

@@ -28,7 +28,8 @@ def record_episode(
     """Play an episode until the environment ends it.
 
     The environment's `info["instruction"]`, where there is one, tells the policy what to do; it
-    is stored as "" where the policy's `follows_instructions` is false.
+    is stored as "" where the policy's `follows_instructions` is false. Its `info["success"]`, or
+    else `info["is_success"]`, after each step becomes the episode's `successes`.
 
     Args:
         env: From `make_env`.
@@ -49,6 +50,7 @@ def record_episode(
     sensed = [proprioception(observation)]
     actions: list[NDArray[np.float32]] = []
     rewards: list[float] = []
+    successes: list[bool | None] = []
     instructions: list[str] = []
     # What is asked of a policy that does not listen would only teach a model wrong words.
     follows = getattr(policy, "follows_instructions", True)
@@ -61,6 +63,7 @@ def record_episode(
         observation, reward, terminated, truncated, info = env.step(exact)
         actions.append(action)
         rewards.append(float(reward))
+        successes.append(_success(info))
         instructions.append(instruction if follows else "")
         frames.append(camera_frame(env, observation, image_size).copy())
         sensed.append(proprioception(observation))
@@ -73,9 +76,16 @@ def record_episode(
         truncated=bool(truncated),
         seed=seed,
         proprio=None if sensed[0] is None else np.stack([s for s in sensed if s is not None]),
+        successes=None if None in successes else np.array(successes, np.bool_),
         info=json_values(info),
         source=source,
     )
+
+
+def _success(info: Mapping[str, Any]) -> bool | None:
+    """Whether the task is achieved; None where the environment does not say."""
+    told = info.get("success", info.get("is_success"))
+    return None if told is None else bool(told)
 
 
 def checked_action(action: object, space: gym.spaces.Box, step: int) -> NDArray[np.float32]:

@@ -46,6 +46,7 @@ class EpisodeStore:
     `rewards (rows,)` and, where there is any, `proprio (rows, P)`; the row after an episode's last
     action holds its last frame. `episodes.jsonl` has one line per episode, written when its
     arrays are on disk: what has no line does not exist, and is overwritten by the next episode.
+    Instructions and successes, which change seldom, stand in that line.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class EpisodeStore:
             truncated=entry.truncated,
             seed=entry.seed,
             proprio=self._read("proprio", entry, 0, steps + 1) if self.spec.proprio_size else None,
+            successes=entry.success_array(),
             info=entry.info,
             source=entry.source,
         )

@@ -30,15 +30,17 @@ class WindowSource(Protocol):
 class EpisodeArrays:
     """All episodes of a store in memory, one behind the other, N frames in all.
 
-    Row r of `actions` and `rewards` leads from frame r to frame r + 1; the row of an episode's
-    last frame is zero.
+    Row r of `actions`, `rewards` and `successes` leads from frame r to frame r + 1; the row of an
+    episode's last frame is zero, or -1 in `successes` and `instruction_ids`.
 
     Attributes:
         frames: `(N, H, W, 3)` uint8.
         actions: `(N, A)` float32, in the environment's units.
         rewards: `(N,)` float32.
+        successes: `(N,)` int8: 1 where frame r + 1 shows instruction r achieved, 0 where it does
+            not, -1 where the environment did not tell.
         proprio: `(N, P)` float32; P may be 0.
-        instruction_ids: `(N,)` int32, indices into `instructions`; -1 in an episode's last row.
+        instruction_ids: `(N,)` int32, indices into `instructions`.
         instructions: The different instructions.
         offsets: `(E + 1,)` int64; episode i has the rows `offsets[i] .. offsets[i + 1] - 1`.
     """
@@ -46,6 +48,7 @@ class EpisodeArrays:
     frames: FrameArray
     actions: FloatArray
     rewards: FloatArray
+    successes: NDArray[np.int8]
     proprio: FloatArray
     instruction_ids: NDArray[np.int32]
     instructions: list[str]
@@ -94,6 +97,7 @@ def load_all(store: EpisodeStore) -> EpisodeArrays:
             frames=np.zeros((num_rows, *spec.image_size, 3), np.uint8),
             actions=np.zeros((num_rows, spec.action_size), np.float32),
             rewards=np.zeros(num_rows, np.float32),
+            successes=np.full(num_rows, -1, np.int8),
             proprio=np.zeros((num_rows, spec.proprio_size), np.float32),
             instruction_ids=np.full(num_rows, -1, np.int32),
             instructions=texts,
@@ -113,6 +117,8 @@ def load_all(store: EpisodeStore) -> EpisodeArrays:
         arrays.actions[start : end - 1] = episode.actions
         arrays.rewards[start : end - 1] = episode.rewards
         arrays.instruction_ids[start : end - 1] = [ids[text] for text in episode.instructions]
+        if episode.successes is not None:
+            arrays.successes[start : end - 1] = episode.successes
         if episode.proprio is not None:
             arrays.proprio[start:end] = episode.proprio
 

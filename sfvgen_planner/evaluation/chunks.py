@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,14 +91,18 @@ def imagine_frames(
     guidance_scale: float = 1.0,
     batch_size: int,
     description: str,
+    output_type: Literal["np", "latent"] = "np",
 ) -> np.ndarray:
-    """What the model imagines after each past ``(N, P, H, W, 3)``, as frames ``(N, F, H, W, 3)``.
+    """What the model imagines after each past ``(N, P, H, W, 3)``.
 
     The noise is the same in every run; the other arguments are those of ``VideoWorldModel``.
+
+    Returns:
+        Frames ``(N, F, H, W, 3)``, or latents ``(N, channels, F, h, w)``.
     """
     generator = torch.Generator().manual_seed(0)
     starts = range(0, len(past), batch_size)
-    frames: list[np.ndarray] = []
+    imagined: list[np.ndarray] = []
     for start in tqdm(starts, desc=description, unit="batch", dynamic_ncols=True):
         rows = slice(start, start + batch_size)
         output = model(
@@ -109,10 +113,11 @@ def imagine_frames(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=generator,
+            output_type=output_type,
         )
-        assert output.frames is not None
-        frames.append(output.frames)
-    return np.concatenate(frames)
+        latents = output.latents.float().cpu().numpy()
+        imagined.append(latents if output.frames is None else output.frames)
+    return np.concatenate(imagined)
 
 
 def place_error_px(imagined: np.ndarray, real: np.ndarray, width: int) -> np.ndarray:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from sfvgen_policies import make_policy
 from tqdm import tqdm
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
-from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation.chunks import (
     Chunks,
     episode_means,
@@ -25,12 +23,11 @@ from sfvgen_planner.evaluation.chunks import (
 )
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.metrics import psnr_db
+from sfvgen_planner.evaluation.outcome_head import measure_outcome_head
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play
-from sfvgen_planner.evaluation.statistics import Estimate, expected_calibration_error, roc_auc
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
-from sfvgen_planner.world_model.heads import load_heads
+from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 
 CHUNK_EPISODES: dict[str, Any] = {"level": 2, "recall": "first"}
 LONG_EPISODES: dict[str, Any] = {"level": 4, "recall": "none", "num_moves": 6}
@@ -52,7 +49,7 @@ class SlowLearningConfig(EvaluationConfig):
         num_rollout_episodes: episodes of each policy that the model imagines on its own.
         num_counterfactual_episodes: episodes from whose states other actions are taken.
         num_skill_episodes: episodes whose instructions are imagined.
-        num_success_episodes: episodes whose frames are judged.
+        num_outcome_episodes: episodes of each kind whose success and reward are judged.
         num_inference_steps: denoiser calls per chunk, for actions.
         num_language_steps: denoiser calls per chunk, for instructions.
         guidance_scale: for instructions.
@@ -63,7 +60,7 @@ class SlowLearningConfig(EvaluationConfig):
     num_rollout_episodes: int = 16
     num_counterfactual_episodes: int = 24
     num_skill_episodes: int = 48
-    num_success_episodes: int = 48
+    num_outcome_episodes: int = 48
     num_inference_steps: int = 2
     num_language_steps: int = 4
     guidance_scale: float = 2.0
@@ -234,43 +231,11 @@ def measure_language(config: SlowLearningConfig) -> Iterator[Figure]:
     )
 
 
-def measure_success_head(config: SlowLearningConfig) -> Iterator[Figure]:
-    """How well the success head tells, frame by frame, what the simulator knows."""
-    model = load_world_model(config.model).to(config.device)
-    head = load_heads(shipped_folder(config.model)).success_head
-    if head is None:
-        raise SfvgenError(
-            f"the model {config.model} has no success head; train one with a recipe that has a "
-            "`success_head:` section, or choose other figures with --only"
-        )
-    head.to(config.device)
-    seeds = config.seeds(config.num_success_episodes)
-    probabilities, labels = [], []
-    env = make_env(ENV_ID, SKILL_EPISODES)
-    policy = make_policy("expert", env)
-    for seed in tqdm(seeds, desc="success", unit="episode", dynamic_ncols=True):
-        frames, texts, achieved = _judged_frames(env, policy, seed)
-        latents = model.encode(frames[None])[0].transpose(0, 1)
-        with torch.no_grad():
-            logits = head(latents, model.tokenize(texts).to(model.device))
-        probabilities.append(logits.sigmoid().cpu().numpy())
-        labels.append(achieved)
-    env.close()
-    for name, statistic in (
-        ("success_head_auc", roc_auc),
-        ("success_head_ece", expected_calibration_error),
-    ):
-        estimate = Estimate.of_statistic(statistic, labels, probabilities)
-        yield Figure.of_estimate(
-            name,
-            estimate,
-            "1",
-            seeds,
-            config.device,
-            model=config.model,
-            frames=sum(map(len, labels)),
-            **SKILL_EPISODES,
-        )
+def measure_outcomes(config: SlowLearningConfig) -> Iterator[Figure]:
+    """How well the outcome head tells success and reward, on real and on imagined frames."""
+    return measure_outcome_head(
+        config, config.seeds(config.num_outcome_episodes), config.num_inference_steps
+    )
 
 
 FIGURES: dict[str, Callable[[SlowLearningConfig], Iterable[Figure]]] = {
@@ -283,8 +248,10 @@ FIGURES: dict[str, Callable[[SlowLearningConfig], Iterable[Figure]]] = {
     "gripper_error_px_8_chunks": measure_rollout,
     "counterfactual_error_px": measure_counterfactuals,
     "language_skill_accuracy": measure_language,
-    "success_head_auc": measure_success_head,
-    "success_head_ece": measure_success_head,
+    "success_head_auc": measure_outcomes,
+    "success_head_ece": measure_outcomes,
+    "reward_head_r2": measure_outcomes,
+    "reward_head_mae": measure_outcomes,
 }
 """Figure to the measurement that it comes from."""
 
@@ -406,18 +373,3 @@ def _other_actions(
     turn = int(rng.integers(1, num_future))
     signs = rng.choice([-1.0, 1.0], (2, env.action_space.shape[0]))
     return np.repeat(signs, [turn, num_future - turn], axis=0).astype(np.float32)
-
-
-def _judged_frames(env: Any, policy: Any, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Frames of an episode, the instruction in force, and whether the simulator sees it done."""
-    observation, info = env.reset(seed=seed)
-    policy.reset(seed)
-    frames, texts, achieved = [], [], []
-    terminated = False
-    while not terminated:
-        text = info["instruction"]
-        observation, _, terminated, _, info = env.step(policy.act(observation, text))
-        frames.append(observation["image"].copy())
-        texts.append(text)
-        achieved.append(bool(info["success"]))
-    return np.stack(frames), texts, np.array(achieved)

@@ -49,29 +49,32 @@ class Estimate:
     def of_statistic(
         cls,
         statistic: Callable[[np.ndarray, np.ndarray], float],
-        labels: Sequence[np.ndarray],
-        probabilities: Sequence[np.ndarray],
+        truths: Sequence[np.ndarray],
+        predictions: Sequence[np.ndarray],
         seed: int = 0,
     ) -> Estimate:
         """A statistic of all frames of all episodes; whole episodes are resampled, 1,000 times.
 
         Args:
-            statistic: of labels and probabilities ``(N,)``; NaN where a resample has none.
-            labels: one array ``(T,)`` of truths per episode.
-            probabilities: likewise, in [0, 1].
+            statistic: of truths and predictions ``(N,)``; NaN where a resample has none.
+            truths: one array ``(T,)`` per episode.
+            predictions: likewise.
             seed: of the resampling.
 
         Raises:
             SfvgenError: the episodes as they are have no such statistic.
         """
-        value = statistic(np.concatenate(labels), np.concatenate(probabilities))
+        value = statistic(np.concatenate(truths), np.concatenate(predictions))
         if not np.isfinite(value):
-            raise SfvgenError("the statistic needs episodes with both true and false labels")
+            raise SfvgenError(
+                "the statistic needs episodes whose truths differ, such as both true and false "
+                "labels; take more episodes"
+            )
         rng = np.random.default_rng(seed)
         resampled = []
         for _ in range(NUM_STATISTIC_RESAMPLES):
-            rows = rng.integers(len(labels), size=len(labels))
-            some = [labels[row] for row in rows], [probabilities[row] for row in rows]
+            rows = rng.integers(len(truths), size=len(truths))
+            some = [truths[row] for row in rows], [predictions[row] for row in rows]
             resampled.append(statistic(np.concatenate(some[0]), np.concatenate(some[1])))
         low, high = np.nanquantile(resampled, [0.025, 0.975])
         return cls(float(value), (float(low), float(high)))
@@ -115,3 +118,18 @@ def expected_calibration_error(
     sure = np.bincount(bins, probabilities, num_bins)
     right = np.bincount(bins, np.asarray(labels, float), num_bins)
     return float(np.abs(sure - right).sum() / len(bins))
+
+
+def r_squared(truths: np.ndarray, predictions: np.ndarray) -> float:
+    """Share of the variance of ``truths`` ``(N,)`` that is predicted.
+
+    Returns:
+        At most 1; 0 for the mean as the prediction; NaN where all truths are alike.
+    """
+    spread = float(np.square(truths - np.mean(truths)).sum())
+    return 1 - float(np.square(truths - predictions).sum()) / spread if spread else float("nan")
+
+
+def mean_absolute_error(truths: np.ndarray, predictions: np.ndarray) -> float:
+    """Mean distance between ``truths`` and ``predictions``, both ``(N,)``."""
+    return float(np.abs(truths - predictions).mean())

@@ -74,6 +74,11 @@ def waypoint_distance_m(episode: Episode) -> float:
     return float(np.mean([result["distance_m"] for result in results]))
 
 
+def needs_memory(instruction: str) -> bool:
+    """Whether an instruction speaks of a place that is not in the present picture."""
+    return instruction.startswith("return ") or instruction.endswith(" where it was before")
+
+
 def moves_succeeded(episode: Episode) -> bool:
     """Whether every move before the recall succeeded, so that there was something to return."""
     return all(result["success"] for result in episode.info["instruction_results"][:-1])

@@ -203,6 +203,8 @@ def _random_table(model: VideoWorldModel, num_episodes: int = 64) -> FrameTable:
         instruction_ids=torch.ones_like(elapsed),
         remaining=length - 1 - elapsed,
         elapsed=elapsed,
+        rewards=torch.zeros(rows, device=device),
+        successes=torch.zeros(rows, dtype=torch.int8, device=device),
         instructions=["", "put the red cube on the blue pad"],
     )
 

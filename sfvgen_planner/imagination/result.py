@@ -19,12 +19,14 @@ class Imagination:
 
     Attributes:
         latents: scaled latents ``(N, C, T, h, w)`` on the model's device.
+        present_latents: those of the frame that they all set out from ``(C, h, w)``.
         world_model: the model that made them; it decodes them and encodes goals to compare with.
         instruction: the language command the futures were conditioned on, if any.
         actions: the ``(N, T, A)`` actions, in env units, they were conditioned on, if any.
     """
 
     latents: torch.Tensor
+    present_latents: torch.Tensor
     world_model: VideoWorldModel
     instruction: str | None = None
     actions: torch.Tensor | None = None

@@ -18,7 +18,7 @@ from sfvgen_planner.imagination.starts import Starts
 
 if TYPE_CHECKING:
     from sfvgen_planner.world_model import VideoWorldModel
-    from sfvgen_planner.world_model.success_head import SuccessHead
+    from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 DEFAULT_HORIZON = 32
 _ACTION_TOLERANCE = 1e-4
@@ -31,11 +31,13 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     image and not a Dict, so that SB3's ``CnnPolicy`` and anything else that takes a camera reads
     it. The observation of ``reset`` is the start's own last frame.
 
-    Reward and termination come from the success head's probability p that the instruction has
-    been achieved: ``reward = p[t] - p[t - 1]``, plus 1 at success. An episode terminates in
-    success when p reaches ``success_threshold`` on two frames in a row, because one imagined frame
-    may be wrong by chance. Without a head or an instruction the reward is 0 and nothing
-    terminates. An episode is truncated after ``horizon`` steps. Its instruction does not change.
+    Reward and termination come from the outcome head. The reward is what it expects the real
+    environment to give for the step, in its units, plus 1 at success: the end of the episode cuts
+    off what the environment may give later for an instruction that is over. An episode terminates
+    in success when the head's probability that the instruction is achieved reaches
+    ``success_threshold`` on two frames in a row, because one imagined frame may be wrong by chance.
+    Without a head or an instruction the reward is 0 and nothing terminates. An episode is truncated
+    after ``horizon`` steps. Its instruction does not change.
 
     Every environment has its own random numbers: what it imagines does not depend on how many
     others run beside it. Worlds with fewer than ``num_past_frames`` frames behind them take a
@@ -56,7 +58,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         horizon: steps until an episode is truncated. Short by default, because imagination feeds
             on its own output and drifts, and faster frame by frame than in chunks, which the model
             was trained on.
-        success_head: judges the frames.
+        outcome_head: judges frames and steps; ``world_model.heads.load_heads`` loads it.
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
         num_samples: futures imagined per step and world; the first is followed.
@@ -85,7 +87,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: int,
         instruction: str | None = None,
         horizon: int = DEFAULT_HORIZON,
-        success_head: SuccessHead | None = None,
+        outcome_head: OutcomeHead | None = None,
         success_threshold: float = 0.9,
         num_inference_steps: int = 1,
         num_samples: int = 1,
@@ -114,7 +116,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_envs = num_envs
         self.instruction = instruction
         self.horizon = horizon
-        self.success_head = success_head
+        self.outcome_head = outcome_head
         self.success_threshold = success_threshold
         self.num_inference_steps = num_inference_steps
         self.num_samples = num_samples
@@ -136,6 +138,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._frames = np.zeros((num_envs, side, side, 3), np.uint8)
         self._instructions = np.full(num_envs, "", object)
         self._probability = np.zeros(num_envs)
+        self._reward = np.zeros(num_envs)
         self._disagreement = np.zeros(num_envs)
         self._num_steps = np.zeros(num_envs, int)
         self._ended = np.zeros(num_envs, bool)
@@ -236,7 +239,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         sure = np.minimum(previous, self._probability) >= self.success_threshold
         terminations = stepped & sure
         truncations = stepped & (self._num_steps >= self.horizon)
-        rewards = np.where(stepped, self._probability - previous, 0.0) + terminations
+        rewards = np.where(stepped, self._reward, 0.0) + terminations
         self._ended = terminations | truncations
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
@@ -275,7 +278,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._num_past[rows] = lengths
         self._num_steps[rows] = 0
         self._ended = self._ended & ~mask
-        self._judge(mask, self._past[torch.from_numpy(rows), :, -1])
+        present = self._past[torch.from_numpy(rows), :, -1]
+        self._judge(mask, present, present)
 
     def _imagine(self, mask: np.ndarray, length: int, actions: torch.Tensor) -> None:
         """Add one frame to some worlds whose context is ``length`` frames long."""
@@ -299,25 +303,27 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._frames[rows] = self.world_model.decode(followed)[:, 0]
         self._num_past[rows] += 1
         self._num_steps[rows] += 1
-        self._judge(mask, followed[:, :, 0])
+        self._judge(mask, past[:, :, -1], followed[:, :, 0])
 
-    def _judge(self, mask: np.ndarray, latents: torch.Tensor) -> None:
-        """Take down how probable success is in the present frames ``(n, C, h, w)`` of n worlds."""
-        self._probability[mask] = 0
+    def _judge(self, mask: np.ndarray, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Take down success and reward of n worlds, whose latents ``(n, C, h, w)`` were and are."""
+        self._probability[mask] = self._reward[mask] = 0
         judged = mask & self._judged()
-        if self.success_head is None or not judged.any():
+        if self.outcome_head is None or not judged.any():
             return
         texts = list(self._instructions[judged])
         for text in set(texts) - self._tokens.keys():
             self._tokens[text] = self.world_model.tokenize([text])[0]
-        token_ids = torch.stack([self._tokens[text] for text in texts]).to(latents.device)
-        head = self.success_head.to(latents.device)
-        shown = latents[torch.from_numpy(judged[mask])].float()
-        self._probability[judged] = head(shown, token_ids).float().sigmoid().cpu().numpy()
+        token_ids = torch.stack([self._tokens[text] for text in texts]).to(after.device)
+        head = self.outcome_head.to(after.device)
+        chosen = torch.from_numpy(judged[mask])
+        logits, rewards = head(before[chosen].float(), after[chosen].float(), token_ids)
+        self._probability[judged] = logits.float().sigmoid().cpu().numpy()
+        self._reward[judged] = rewards.float().cpu().numpy()
 
     def _judged(self) -> np.ndarray:
         """Which environments ``(N,)`` have a reward."""
-        return (self._instructions != "") & (self.success_head is not None)
+        return (self._instructions != "") & (self.outcome_head is not None)
 
     def _infos(self, mask: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
         """Infos of some environments, of which some have made a step."""

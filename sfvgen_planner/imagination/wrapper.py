@@ -152,7 +152,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             output_type="latent",
             common_noise=common_noise,
         )
-        return Imagination(output.latents, self.world_model, instruction, candidates)
+        return Imagination(
+            output.latents, past[0, :, -1], self.world_model, instruction, candidates
+        )
 
     def _observe(self, observation: Any) -> None:
         # An environment may draw the next frame into the same memory.

@@ -1,7 +1,7 @@
 """Planners that search in, or read their actions off, imagined futures."""
 
 from sfvgen_planner.planning.mpc import MPCConfig, MPCPlanner
-from sfvgen_planner.planning.objectives import GoalImage, Objective
+from sfvgen_planner.planning.objectives import GoalImage, Objective, TaskReward
 from sfvgen_planner.planning.plan import Goal, Plan, Planner
 from sfvgen_planner.planning.policy import PlanningPolicy, PolicyConfig
 from sfvgen_planner.planning.solvers import (
@@ -42,6 +42,7 @@ __all__ = [
     "RandomShootingConfig",
     "Solution",
     "Solver",
+    "TaskReward",
     "VideoPlanConfig",
     "VideoPlanner",
 ]

@@ -16,7 +16,7 @@ from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan
 from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
 from sfvgen_planner.world_model.heads import load_heads
-from sfvgen_planner.world_model.success_head import SuccessHead
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class VideoPlanConfig:
     """Settings of :class:`VideoPlanner`.
 
     Attributes:
-        num_samples: videos imagined per plan; with a success head the one that it judges best is
+        num_samples: videos imagined per plan; with an outcome head the one that it judges best is
             taken, else only one is imagined.
         num_frames: frames to imagine; one chunk by default.
         num_inference_steps: denoiser calls per chunk.
@@ -46,35 +46,35 @@ class VideoPlanner:
     """Instruction -> imagined video -> actions through inverse dynamics (paper, section 3.4).
 
     The videos are imagined under the slow weights and whatever the episode's memory holds; the
-    success head picks the one that achieves the instruction best.
+    outcome head picks the one that achieves the instruction best.
 
     Args:
         inverse_dynamics: tells which action leads from one frame to the next.
         config: number, length and sampling of the videos.
-        success_head: judges the frames of several imagined videos; None imagines a single one.
+        outcome_head: judges the frames of several imagined videos; None imagines a single one.
     """
 
     def __init__(
         self,
         inverse_dynamics: InverseDynamics,
         config: VideoPlanConfig | None = None,
-        success_head: SuccessHead | None = None,
+        outcome_head: OutcomeHead | None = None,
     ) -> None:
         self.inverse_dynamics = inverse_dynamics
-        self.success_head = success_head
+        self.outcome_head = outcome_head
         self.config = config or VideoPlanConfig()
 
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path = "tabletop", config: VideoPlanConfig | None = None
     ) -> Self:
-        """Load the inverse dynamics and the success head of a world model's checkpoint.
+        """Load the inverse dynamics and the outcome head of a world model's checkpoint.
 
         Raises:
             SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.
         """
         heads = load_heads(shipped_folder(name_or_path))
-        return cls(heads.inverse_dynamics, config, heads.success_head)
+        return cls(heads.inverse_dynamics, config, heads.outcome_head)
 
     def reset(self) -> None:
         """Nothing is carried from plan to plan."""
@@ -92,7 +92,7 @@ class VideoPlanner:
         model = imagination.world_model
         future = imagination.imagine(
             instruction=goal,
-            num_samples=1 if self.success_head is None else self.config.num_samples,
+            num_samples=1 if self.outcome_head is None else self.config.num_samples,
             num_frames=self.config.num_frames,
             num_inference_steps=self.config.num_inference_steps,
             guidance_scale=self.config.guidance_scale,
@@ -105,24 +105,25 @@ class VideoPlanner:
         return Plan(
             actions=self.inverse_dynamics.predict(before, frames),
             frames=frames,
-            cost=None if self.success_head is None else -float(scores[best]),
+            cost=None if self.outcome_head is None else -float(scores[best]),
             diagnostics={"scores": scores.tolist()},
         )
 
     @torch.no_grad()
     def _scores(self, model: VideoWorldModel, latents: Tensor, instruction: str) -> Tensor:
-        """Log-odds ``(N,)`` that a video ``(N, C, F, h, w)`` achieves the instruction.
+        """Calibrated log-odds ``(N,)`` that a video ``(N, C, F, h, w)`` achieves the instruction.
 
         The best moment counts, as the mean of two neighbouring frames, because a single frame may
         look right by chance; what is imagined after the success does not matter.
         """
-        if self.success_head is None:
+        if self.outcome_head is None:
             return torch.zeros(len(latents))
         num_samples, _, num_frames = latents.shape[:3]
-        head = self.success_head.to(latents.device)
+        head = self.outcome_head.to(latents.device)
         token_ids = model.tokenize([instruction]).to(latents.device)
         flat = latents.transpose(1, 2).flatten(0, 1).float()
-        logits = head(flat, token_ids.expand(len(flat), -1)).view(num_samples, num_frames)
+        logits = head.success_logits(flat, token_ids.expand(len(flat), -1))
+        logits = logits.view(num_samples, num_frames)
         pairs = (logits[:, :-1] + logits[:, 1:]) / 2 if num_frames > 1 else logits
         return pairs.amax(dim=1).cpu()
 

@@ -15,7 +15,7 @@ from sfvgen_planner.errors import SfvgenError
 
 MANIFEST = "manifest.json"
 INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
-SUCCESS_HEAD_FOLDER = "success_head"
+OUTCOME_HEAD_FOLDER = "outcome_head"
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 _WEIGHTED = ("vae", "text_encoder", "unet")
 _PICKLED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth"}

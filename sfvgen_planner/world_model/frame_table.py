@@ -1,6 +1,6 @@
 """All episodes of a store as flat tensors on one device, so that a batch is one gather."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ class FrameTable:
         frames: uint8 `(N, H, W, 3)`, or latents `(N, channels, h, w)` after `encoded`.
         actions: `(N, A)` in [-1, 1]; row `k` leads from frame `k` to `k + 1`, zero at an
             episode's last frame.
+        rewards: `(N,)`, of action `k`, in the environment's units; zero at an episode's last frame.
+        successes: `(N,)`, 1 where frame `k + 1` shows the command of action `k` achieved, 0 where
+            not, -1 where the data does not tell and at an episode's last frame.
         instruction_ids: `(N,)`, index into `instructions` of the command in force on action `k`.
         remaining: `(N,)`, how many frames of the same episode follow frame `k`.
         elapsed: `(N,)`, how many steps before row `k` its instruction came into force.
@@ -28,6 +31,8 @@ class FrameTable:
 
     frames: Tensor
     actions: Tensor
+    rewards: Tensor
+    successes: Tensor
     instruction_ids: Tensor
     remaining: Tensor
     elapsed: Tensor
@@ -54,6 +59,8 @@ class FrameTable:
         return cls(
             frames=torch.from_numpy(arrays.frames).to(device),
             actions=torch.from_numpy(actions).to(device),
+            rewards=torch.from_numpy(arrays.rewards).to(device),
+            successes=torch.from_numpy(arrays.successes).to(device),
             instruction_ids=torch.from_numpy(ids[arrays.instruction_ids]).to(device),
             remaining=torch.from_numpy(ends - 1 - rows).to(device),
             elapsed=torch.from_numpy(elapsed).to(device),
@@ -92,14 +99,8 @@ class FrameTable:
         held_out = episode % min(every, num_episodes) == min(every, num_episodes) - 1
 
         def rows(chosen: Tensor) -> FrameTable:
-            return replace(
-                self,
-                frames=self.frames[chosen],
-                actions=self.actions[chosen],
-                instruction_ids=self.instruction_ids[chosen],
-                remaining=self.remaining[chosen],
-                elapsed=self.elapsed[chosen],
-            )
+            columns = [field.name for field in fields(self) if field.name != "instructions"]
+            return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
         return rows(~held_out), rows(held_out)
 

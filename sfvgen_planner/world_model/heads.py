@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the video model: inverse dynamics and the success head."""
+"""What a checkpoint holds beside the video model: inverse dynamics and the outcome head."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,10 +8,10 @@ from sfvgen_policies.inverse_dynamics import InverseDynamics
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
-    SUCCESS_HEAD_FOLDER,
+    OUTCOME_HEAD_FOLDER,
     loading_errors,
 )
-from sfvgen_planner.world_model.success_head import SuccessHead
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 
 class Heads(NamedTuple):
@@ -19,11 +19,11 @@ class Heads(NamedTuple):
 
     Attributes:
         inverse_dynamics: Reads the actions off it.
-        success_head: Judges it; None before it is trained.
+        outcome_head: Judges it; None before it is trained.
     """
 
     inverse_dynamics: InverseDynamics
-    success_head: SuccessHead | None
+    outcome_head: OutcomeHead | None
 
 
 def load_heads(folder: Path) -> Heads:
@@ -42,6 +42,6 @@ def load_heads(folder: Path) -> Heads:
             folder / INVERSE_DYNAMICS_FOLDER, use_safetensors=True
         )
         head = None
-        if (folder / SUCCESS_HEAD_FOLDER).is_dir():
-            head = SuccessHead.from_pretrained(folder / SUCCESS_HEAD_FOLDER, use_safetensors=True)
+        if (folder / OUTCOME_HEAD_FOLDER).is_dir():
+            head = OutcomeHead.from_pretrained(folder / OUTCOME_HEAD_FOLDER, use_safetensors=True)
     return Heads(inverse.float(), None if head is None else head.float())

@@ -153,11 +153,14 @@ class InverseDynamicsRecipe(_Section):
     optimisation: Optimisation
 
 
-class SuccessHeadRecipe(_Section):
-    """A head on the latents that tells whether a frame achieves an instruction."""
+class OutcomeHeadRecipe(_Section):
+    """A head on the latents that tells success and reward."""
 
-    hidden_size: int = 96
-    num_blocks: int = 3
+    hidden_size: int = Field(default=96, gt=0, multiple_of=8)
+    num_blocks: int = Field(default=3, gt=0)
+    latent_noise: float = Field(
+        default=0.2, ge=0, description="Largest noise on the latents, so that imagined ones do."
+    )
     optimisation: Optimisation
 
 
@@ -171,7 +174,7 @@ class Recipe(_Section):
     autoencoder: AutoencoderRecipe | None = None
     world_model: WorldModelRecipe | None = None
     inverse_dynamics: InverseDynamicsRecipe | None = None
-    success_head: SuccessHeadRecipe | None = None
+    outcome_head: OutcomeHeadRecipe | None = None
 
     @classmethod
     def load(cls, path: Path, changes: Sequence[str] = ()) -> "Recipe":

@@ -21,7 +21,7 @@ from sfvgen_planner.world_model.autoencoder import (
 )
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
-    SUCCESS_HEAD_FOLDER,
+    OUTCOME_HEAD_FOLDER,
     forget_origin,
     write_manifest,
 )
@@ -31,11 +31,19 @@ from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_ch
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.held_out import held_out_metrics
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
+from sfvgen_planner.world_model.outcome_learning import (
+    OutcomeObjective,
+    calibrate,
+    check_outcomes,
+    outcome_batches,
+    told_steps,
+)
 from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
 from sfvgen_planner.world_model.recipe import (
     Optimisation,
+    OutcomeHeadRecipe,
     Recipe,
-    SuccessHeadRecipe,
     WorldModelRecipe,
 )
 from sfvgen_planner.world_model.slow_learning import (
@@ -43,16 +51,14 @@ from sfvgen_planner.world_model.slow_learning import (
     build_scheduler,
     slow_batches,
 )
-from sfvgen_planner.world_model.success_head import SuccessHead
-from sfvgen_planner.world_model.success_learning import SuccessObjective, success_batches
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
 
-STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, SUCCESS_HEAD_FOLDER)
+STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, OUTCOME_HEAD_FOLDER)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
 FINAL_FOLDER = "model"
 HELD_OUT_EVERY = 50
-"""One episode in so many is held out where held-out metrics are asked for."""
+"""One episode in so many is held out where held-out metrics are asked for, or a head calibrated."""
 
 
 @dataclass
@@ -62,12 +68,12 @@ class Models:
     Attributes:
         world_model: The video world model.
         inverse_dynamics: Reads actions off its videos.
-        success_head: Judges its videos; None before it is trained.
+        outcome_head: Judges its videos; None before it is trained.
     """
 
     world_model: VideoWorldModel
     inverse_dynamics: InverseDynamics
-    success_head: SuccessHead | None = None
+    outcome_head: OutcomeHead | None = None
 
 
 def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None = None) -> Path:
@@ -78,7 +84,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
         init_from: A checkpoint folder to go on from; its sizes count, not the recipe's. A recipe
-            without it must have all stages but the success head.
+            without it must have all stages but the outcome head.
 
     Returns:
         The finished checkpoint folder.
@@ -103,6 +109,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         cpu=not torch.accelerator.is_available(),
     )
     table = FrameTable.from_store(store, accelerator.device)
+    if recipe.outcome_head is not None:
+        check_outcomes(table)
     models = models or _build_models(recipe, store, table.instructions)
     model = models.world_model.to(accelerator.device)
 
@@ -167,14 +175,22 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             pair_batches(table, model, how.batch_size),
             how,
         )
-    if recipe.success_head is not None:
-        models.success_head = models.success_head or _build_success_head(recipe.success_head, model)
+    if recipe.outcome_head is not None:
+        encoded = table.encoded(model)
+        if held_out is None:
+            encoded, unseen = encoded.split(HELD_OUT_EVERY)
+        else:
+            unseen = held_out.encoded(model)
+        draw_outcomes = outcome_batches(encoded, model, recipe.outcome_head)
+        head = models.outcome_head or _build_outcome_head(recipe.outcome_head, model, encoded)
+        models.outcome_head = head.to(accelerator.device)
         learn(
-            SUCCESS_HEAD_FOLDER,
-            SuccessObjective(models.success_head),
-            success_batches(table, model, recipe.success_head),
-            recipe.success_head.optimisation,
+            OUTCOME_HEAD_FOLDER,
+            OutcomeObjective(head),
+            draw_outcomes,
+            recipe.outcome_head.optimisation,
         )
+        calibrate(head, unseen, model)
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
         save_checkpoint(models, final)
@@ -235,13 +251,20 @@ def _scheduler(recipe: WorldModelRecipe) -> SchedulerMixin:
     return build_scheduler(recipe.prediction, recipe.shift)
 
 
-def _build_success_head(recipe: SuccessHeadRecipe, model: VideoWorldModel) -> SuccessHead:
-    """An untrained head that fits the model's latents and tokens."""
-    return SuccessHead(
-        latent_channels=model.latent_size[0],
+def _build_outcome_head(
+    recipe: OutcomeHeadRecipe, model: VideoWorldModel, table: FrameTable
+) -> OutcomeHead:
+    """An untrained head that fits the model's latents and tokens and the data's rewards."""
+    channels, side, _ = model.latent_size
+    spread = float(table.rewards[told_steps(table)].std())
+    return OutcomeHead(
+        latent_channels=channels,
+        latent_side=side,
         vocab_size=len(model.tokenizer),
         hidden_size=recipe.hidden_size,
         num_blocks=recipe.num_blocks,
+        # Rewards that are all the same have no spread.
+        reward_scale=spread if spread > 0 else 1.0,
     )
 
 
@@ -293,7 +316,7 @@ def save_checkpoint(models: Models, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     heads = {
         INVERSE_DYNAMICS_FOLDER: models.inverse_dynamics,
-        SUCCESS_HEAD_FOLDER: models.success_head,
+        OUTCOME_HEAD_FOLDER: models.outcome_head,
     }
     modules = [model.vae, model.text_encoder, model.unet, *filter(None, heads.values())]
     for module in modules:

@@ -26,6 +26,11 @@ def num_steps(seed: int) -> int:
     return 5 + 7 * (seed % 3)
 
 
+def expected_success(step: int) -> bool:
+    """What an environment with a `success_key` says after a step; the first step is number 1."""
+    return step % 3 == 2
+
+
 def expected_actions(seed: int) -> np.ndarray:
     """What `ScriptedPolicy` does."""
     generator = np.random.default_rng(seed)
@@ -42,12 +47,14 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
         size: int = SIZE,
         fatal_seed: int | None = None,
         closed_file: str | None = None,
+        success_key: str | None = None,
     ) -> None:
         self.render_mode = render_mode
         self.seconds_per_step = seconds_per_step
         self.size = size
         self.fatal_seed = fatal_seed
         self.closed_file = closed_file
+        self.success_key = success_key
         self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = gym.spaces.Box(0, np.inf, (2,), np.float32)
 
@@ -82,7 +89,8 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
         return np.array([self.seed, self.count], np.float32)
 
     def _info(self) -> dict[str, Any]:
-        return {
+        told = {} if self.success_key is None else {self.success_key: expected_success(self.count)}
+        return told | {
             "instruction": "begin" if self.count < 3 else "go on",
             "distance_m": np.float64(0.25),
             "where": np.array([1.0, np.nan]),

@@ -20,7 +20,14 @@ from sfvgen_planner.data import (
 )
 from sfvgen_planner.data.recipe import validated
 from sfvgen_planner.errors import SfvgenError
-from tests.data.counting_env import COUNTING, SCRIPTED, expected_actions, expected_frame, num_steps
+from tests.data.counting_env import (
+    COUNTING,
+    SCRIPTED,
+    expected_actions,
+    expected_frame,
+    expected_success,
+    num_steps,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +70,23 @@ def test_info_keeps_what_json_can_hold(tmp_path: Path) -> None:
     store = collect(COUNTING, SCRIPTED, 1, tmp_path / "store", progress=False)
     assert store[0].info == {"instruction": "go on", "distance_m": 0.25, "where": [1.0, None]}
     assert store[0].source.policy == SCRIPTED
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+@pytest.mark.parametrize("skip", [1, 4])
+def test_successes_belong_to_the_frame_after_each_step(tmp_path: Path, key: str, skip: int) -> None:
+    kwargs = {"success_key": key}
+    store = collect(
+        COUNTING, SCRIPTED, 3, tmp_path / "s", frame_skip=skip, env_kwargs=kwargs, progress=False
+    )
+    for episode in store:
+        counts = episode.proprio[1:, 1]  # type: ignore[index]
+        assert episode.successes is not None
+        assert episode.successes.tolist() == [expected_success(int(count)) for count in counts]
+
+
+def test_an_environment_that_does_not_tell_has_no_successes(tmp_path: Path) -> None:
+    assert collect(COUNTING, SCRIPTED, 1, tmp_path / "s", progress=False)[0].successes is None
 
 
 def test_frame_skip_holds_actions_and_image_size_resizes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from sfvgen_planner.data import EpisodeStore, collect
 from sfvgen_planner.data.minari_io import from_minari, to_minari
 from sfvgen_planner.errors import SfvgenError
-from tests.data.counting_env import COUNTING, SCRIPTED
+from tests.data.counting_env import COUNTING, SCRIPTED, expected_success
 
 ID = "sfvgen/counting-v0"
 
@@ -76,6 +76,18 @@ def test_round_trip_is_exact(store: EpisodeStore, tmp_path: Path) -> None:
             a, b = getattr(left, name), getattr(right, name)
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
+
+
+def test_successes_stand_with_the_frame_that_shows_them(tmp_path: Path) -> None:
+    for kwargs in ({}, {"success_key": "success"}):
+        store = collect(COUNTING, SCRIPTED, 2, tmp_path / "s", env_kwargs=kwargs, progress=False)
+    to_minari(store, ID, progress=False)
+    infos = [episode.infos for episode in minari.load_dataset(ID)]
+    assert ["success" in info for info in infos] == [False, False, True, True]
+    for info in infos[2:]:
+        told = [False, *map(expected_success, range(1, len(info["success"])))]
+        assert info["success"].tolist() == told
+    assert from_minari(ID, tmp_path / "back", progress=False).entries == store.entries
 
 
 def test_foreign_dataset(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ def make_episode(seed: int, steps: int = 20) -> Episode:
         truncated=not seed % 2,
         seed=seed,
         proprio=generator.normal(size=(steps + 1, 3)).astype(np.float32),
+        successes=None if seed == 3 else generator.random(steps) < 0.3,
         info={"success": True, "nested": {"list": [1, 2.5, None]}},
         source=EpisodeSource("expert", {"noise": 0.1}, {"level": 2}),
     )
@@ -31,6 +34,11 @@ def assert_equal(left: Episode, right: Episode) -> None:
         a, b = getattr(left, name), getattr(right, name)
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+    if left.successes is None or right.successes is None:
+        assert left.successes is right.successes
+    else:
+        assert left.successes.dtype == right.successes.dtype == np.bool_
+        np.testing.assert_array_equal(left.successes, right.successes)
     for name in ("instructions", "terminated", "truncated", "seed", "info", "source"):
         assert getattr(left, name) == getattr(right, name)
 
@@ -50,6 +58,21 @@ def test_episodes_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert len(store) == 5
     for stored, episode in zip(store, episodes, strict=True):
         assert_equal(stored, episode)
+
+
+def test_a_store_from_before_successes_were_recorded(tmp_path: Path) -> None:
+    episodes = fill(tmp_path / "store", 2)
+    index = tmp_path / "store/episodes.jsonl"
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for line in lines:
+        del line["successes"]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with EpisodeStore.open(tmp_path / "store", mode="a") as store:
+        store.append(episodes[1])
+    store = EpisodeStore.open(tmp_path / "store")
+    assert [episode.successes is None for episode in store] == [True, True, False]
+    assert_equal(store[0], replace(episodes[0], successes=None))
+    assert_equal(store[2], episodes[1])
 
 
 def test_zarr_itself_reads_the_arrays(tmp_path: Path) -> None:
@@ -274,6 +297,17 @@ class TestEpisode:
                 truncated=True,
                 seed=0,
             )
+
+    @pytest.mark.parametrize(
+        ("successes", "message"),
+        [
+            (np.zeros(4, np.bool_), "needs 3 successes, but has 4"),
+            (np.zeros(3, np.float32), "successes must be bool, but they are float32"),
+        ],
+    )
+    def test_successes_must_fit(self, successes: np.ndarray, message: str) -> None:
+        with pytest.raises(SfvgenError, match=message):
+            replace(make_episode(0, steps=3), successes=successes)
 
     def test_frames_must_be_bytes(self) -> None:
         with pytest.raises(SfvgenError, match="frames must be uint8"):

@@ -1,11 +1,19 @@
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sfvgen_planner.data import EpisodeStore, WindowSampler, collect, load_all
 from sfvgen_planner.errors import SfvgenError
-from tests.data.counting_env import COUNTING, SCRIPTED, expected_actions, expected_frame, num_steps
+from tests.data.counting_env import (
+    COUNTING,
+    SCRIPTED,
+    expected_actions,
+    expected_frame,
+    expected_success,
+    num_steps,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +36,14 @@ def test_load_all_equals_the_episodes(store: EpisodeStore) -> None:
         assert texts == episode.instructions
         assert not arrays.actions[rows][-1].any()
         assert arrays.instruction_ids[rows][-1] == -1
+
+
+def test_load_all_tells_known_successes_from_unknown_ones(tmp_path: Path) -> None:
+    for kwargs in ({}, {"success_key": "success"}):
+        store = collect(COUNTING, SCRIPTED, 2, tmp_path / "s", env_kwargs=kwargs, progress=False)
+    known = [[*map(expected_success, range(1, num_steps(seed) + 1)), -1] for seed in range(2)]
+    unknown = [[-1] * (num_steps(seed) + 1) for seed in range(2)]
+    assert load_all(store).successes.tolist() == [*chain(*unknown, *known)]
 
 
 def test_windows_are_what_the_environment_showed(store: EpisodeStore) -> None:

@@ -15,6 +15,7 @@ from sfvgen_planner.evaluation.slow_learning import (
     FIGURES,
     SKILL_EPISODES,
     SlowLearningConfig,
+    measure_outcomes,
     moved_cube,
 )
 from sfvgen_planner.evaluation.statistics import (
@@ -28,7 +29,7 @@ from tests.evaluation.test_measures import project
 
 def test_every_figure_is_measured(tmp_path, tiny_checkpoint):
     config = SlowLearningConfig.of(str(tiny_checkpoint), "cpu", num_episodes=1)
-    without_head = [name for name in FIGURES if not name.startswith("success_head")]
+    without_head = [name for name, part in FIGURES.items() if part is not measure_outcomes]
     measure(tmp_path / "a.json", config, FIGURES, without_head)
     rows = json.loads((tmp_path / "a.json").read_text())["figures"]
     assert {row["name"] for row in rows} == set(without_head)
@@ -38,9 +39,9 @@ def test_every_figure_is_measured(tmp_path, tiny_checkpoint):
     assert told == ["expert", "random", "adversarial"]
 
 
-def test_a_model_without_a_success_head_is_told(tmp_path, tiny_checkpoint):
+def test_a_model_without_an_outcome_head_is_told(tmp_path, tiny_checkpoint):
     config = SlowLearningConfig.of(str(tiny_checkpoint), "cpu", num_episodes=1)
-    with pytest.raises(SfvgenError, match="no success head"):
+    with pytest.raises(SfvgenError, match="no outcome head"):
         measure(tmp_path / "a.json", config, FIGURES, ["success_head_auc"])
 
 

@@ -11,11 +11,11 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import EnvStarts, Start, WorldModelEnv, WorldModelVectorEnv
 from sfvgen_planner.world_model import tiny_world_model
-from sfvgen_planner.world_model.success_head import SuccessHead
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from tests.point_mass import (
     SPEED,
     PointMassEnv,
-    PointMassSuccessHead,
+    PointMassOutcomeHead,
     PointMassWorldModel,
     draw,
     locate,
@@ -60,7 +60,7 @@ def same_infos(found, expected):
 def test_behaves_as_gymnasiums_vector_of_single_envs(mode):
     options = {
         "horizon": 5,
-        "success_head": PointMassSuccessHead(),
+        "outcome_head": PointMassOutcomeHead(),
         "success_threshold": sigmoid(0.6),
         "num_samples": 2,
     }
@@ -108,8 +108,9 @@ def test_one_of_many_is_as_one_alone_with_the_real_model():
         return Start(frames[: rng.integers(1, 7)], "put the red cube on the blue pad")
 
     torch.manual_seed(0)
-    head = SuccessHead(latent_channels=4, vocab_size=len(model.tokenizer), hidden_size=8)
-    options = {"success_head": head, "num_samples": 2}
+    sizes = {"latent_channels": 4, "latent_side": 4, "hidden_size": 8}
+    head = OutcomeHead(**sizes, vocab_size=len(model.tokenizer))
+    options = {"outcome_head": head, "num_samples": 2}
     many = WorldModelVectorEnv(model, starts, 3, **options)
     many.reset(seed=4)
     alone = WorldModelEnv(model, starts, **options)
@@ -148,7 +149,7 @@ def test_success_ends_an_episode_on_the_second_frame_in_a_row():
         2,
         at_centre,
         noise=0,
-        success_head=PointMassSuccessHead(),
+        outcome_head=PointMassOutcomeHead(),
         success_threshold=sigmoid(0.575),
         autoreset_mode=AutoresetMode.DISABLED,
     )
@@ -159,15 +160,14 @@ def test_success_ends_an_episode_on_the_second_frame_in_a_row():
     for step in range(5):
         actions = np.array([[1, 0], [second[step], 0]], np.float32)
         _, rewards, terminations, truncations, infos = envs.step(actions)
-        gain = sigmoid(x + 0.05) - sigmoid(x)
         x += 0.05
         assert terminations.tolist() == [step == 4, False]
         assert not truncations.any()
-        assert rewards[0] == pytest.approx(gain + (step == 4), abs=2e-3)
+        assert rewards == pytest.approx([0.5 + (step == 4), 0.5 * second[step]], abs=1e-2)
         assert infos["success_probability"][0] == pytest.approx(sigmoid(x), abs=2e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"success_head": PointMassSuccessHead()}])
+@pytest.mark.parametrize("options", [{}, {"outcome_head": PointMassOutcomeHead()}])
 def test_without_a_head_or_an_instruction_there_is_no_reward_and_no_end(options):
     envs = point_mass(2, at_centre, instruction="" if options else None, **options)
     _, infos = envs.reset(seed=0)

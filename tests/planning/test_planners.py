@@ -18,6 +18,7 @@ from sfvgen_planner.planning import (
     MPCPlanner,
     PlanningPolicy,
     PolicyConfig,
+    TaskReward,
     VideoPlanConfig,
     VideoPlanner,
 )
@@ -27,7 +28,7 @@ from tests.point_mass import (
     SPEED,
     PointMassEnv,
     PointMassInverseDynamics,
-    PointMassSuccessHead,
+    PointMassOutcomeHead,
     PointMassWorldModel,
     draw,
     locate,
@@ -81,6 +82,27 @@ def test_a_goal_is_encoded_once(imagination):
     count = imagination.world_model.num_encoded
     objective(future)
     assert imagination.world_model.num_encoded == count
+
+
+def test_task_reward_sums_the_rewards_of_the_steps_from_the_present_frame(imagination):
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 8, 2))
+    cost = TaskReward(PointMassOutcomeHead(), "left")(imagination.imagine(actions))
+    # 10 times the way to the left, whatever lies between the first frame and the last.
+    assert cost.numpy() == pytest.approx(10 * SPEED * actions[:, :, 0].sum(axis=1), abs=0.05)
+
+
+def test_mpc_with_the_task_reward_goes_where_it_is_told(imagination):
+    objective = partial(TaskReward, PointMassOutcomeHead())
+    planner = MPCPlanner(SOLVER, objective, MPCConfig(horizon=4))
+    plan = planner.plan(imagination, "up", seed=0)
+    assert (plan.actions[:, 1] < -0.8).all()
+    assert plan.cost == pytest.approx(10 * SPEED * plan.actions[:, 1].sum(), abs=0.2)
+
+
+@pytest.mark.parametrize("goal", ["", np.zeros((4, 4, 3), np.uint8)])
+def test_task_reward_needs_an_instruction(goal):
+    with pytest.raises(SfvgenError, match="must be an instruction"):
+        TaskReward(PointMassOutcomeHead(), goal)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +195,11 @@ def test_video_planner_reads_the_actions_off_the_video(imagination):
         planner.plan(imagination, np.zeros((4, 4, 3), np.uint8))
 
 
-def test_video_planner_takes_the_video_that_the_success_head_judges_best():
+def test_video_planner_takes_the_video_that_the_outcome_head_judges_best():
     imagination = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.5))
     imagination.reset(seed=0)
     config = VideoPlanConfig(num_samples=6, num_frames=5)
-    planner = VideoPlanner(PointMassInverseDynamics(), config, PointMassSuccessHead())
+    planner = VideoPlanner(PointMassInverseDynamics(), config, PointMassOutcomeHead())
     plan = planner.plan(imagination, "left", seed=3)
     videos = imagination.imagine(instruction="left", num_samples=6, num_frames=5, seed=3)
     left = -locate(videos.frames)[..., 0]
@@ -188,7 +210,7 @@ def test_video_planner_takes_the_video_that_the_success_head_judges_best():
     assert plan.cost == pytest.approx(-best.max(), abs=1e-6)
 
 
-def test_without_a_success_head_one_video_is_imagined(imagination):
+def test_without_an_outcome_head_one_video_is_imagined(imagination):
     plan = VideoPlanner(PointMassInverseDynamics()).plan(imagination, "left", seed=0)
     assert imagination.world_model.batch_sizes == [1]
     assert len(plan) == imagination.world_model.config.num_future_frames

@@ -18,6 +18,8 @@ def table(lengths=(30, 20), instructions=("", "return the red cube", "return the
     return FrameTable(
         frames=rows.to(torch.uint8)[:, None, None, None].expand(total, 64, 64, 3),
         actions=torch.zeros(total, 4),
+        rewards=torch.zeros(total),
+        successes=torch.full((total,), -1),
         instruction_ids=(rows // 10) % len(instructions),
         remaining=torch.cat([torch.arange(length - 1, -1, -1) for length in lengths]),
         elapsed=rows % 10,
@@ -33,7 +35,7 @@ def test_one_episode_in_fifty_is_held_out(episodes, held_out):
     assert (rest.remaining == 0).sum() == held_out
     owner = torch.repeat_interleave(torch.arange(episodes), torch.tensor(lengths))
     kept = owner % 50 != 49 if episodes >= 50 else owner != episodes - 1
-    for field in ("frames", "actions", "instruction_ids", "remaining", "elapsed"):
+    for field in ("frames", "actions", "successes", "instruction_ids", "remaining", "elapsed"):
         assert torch.equal(getattr(training, field), getattr(whole, field)[kept])
         assert torch.equal(getattr(rest, field), getattr(whole, field)[~kept])
 

@@ -18,6 +18,8 @@ def table(lengths=(30, 20)):
     return FrameTable(
         frames=rows[:, None, None, None].expand(total, 4, 4, 4),
         actions=rows[:, None].expand(total, 4) / total,
+        rewards=torch.zeros(total),
+        successes=torch.full((total,), -1),
         instruction_ids=(torch.arange(total) // 10) % 3,
         remaining=remaining,
         elapsed=torch.arange(total) % 10,

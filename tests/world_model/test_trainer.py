@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -275,6 +276,59 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     InverseDynamics.from_pretrained(f"{store}/run/model/inverse_dynamics")
     losses = [json.loads(line) for line in (store / "run/world_model/metrics.jsonl").open()]
     assert losses[-1]["step"] == 6
+
+
+OUTCOME_HEAD = """
+outcome_head:
+  hidden_size: 16
+  num_blocks: 1
+  optimisation: {steps: 2, batch_size: 4, learning_rate: 1.0e-3}
+"""
+
+
+def test_the_outcome_head_is_trained_and_calibrated_on_an_episode_that_it_never_saw(
+    store, tmp_path, monkeypatch
+):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.data import EpisodeStore
+    from sfvgen_planner.world_model import training
+    from sfvgen_planner.world_model.heads import load_heads
+
+    tables = []
+
+    def spied(function, *args):
+        tables.extend(arg for arg in args if isinstance(arg, training.FrameTable))
+        return function(*args)
+
+    for name in ("outcome_batches", "calibrate"):
+        monkeypatch.setattr(training, name, partial(spied, getattr(training, name)))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "1") + OUTCOME_HEAD)
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+    assert main(["train", *arguments, "--out", f"{tmp_path}/run"]) == 0
+    num_steps = EpisodeStore.open(store / "data").num_steps
+    assert [len(table.frames) for table in tables] == [sum(num_steps[:2]) + 2, num_steps[2] + 1]
+    head = load_heads(tmp_path / "run/model").outcome_head
+    assert head is not None
+    assert head.config.latent_side == 4
+    rewards = np.concatenate([episode.rewards for episode in EpisodeStore.open(store / "data")][:2])
+    assert head.config.reward_scale == pytest.approx(rewards.std(ddof=1), rel=1e-4)
+    assert (head.config.temperature, head.config.bias) != (1.0, 0.0)
+
+
+def test_data_from_before_successes_were_recorded_is_refused_before_any_work(
+    store, tmp_path, capsys
+):
+    from sfvgen_planner.cli.main import main
+
+    shutil.copytree(store / "data", tmp_path / "data")
+    index = tmp_path / "data/episodes.jsonl"
+    lines = [json.loads(line) | {"successes": None} for line in index.read_text().splitlines()]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "1") + OUTCOME_HEAD)
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{tmp_path}/data"]
+    assert main(["train", *arguments, "--out", f"{tmp_path}/run"]) == 2
+    assert "info['success']" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_held_out_episodes_are_measured_and_never_trained_on(store, tmp_path, monkeypatch):
