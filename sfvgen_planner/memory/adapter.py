@@ -7,7 +7,6 @@ samples then has N memories of S samples each, in order, and costs one batched m
 """
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +28,7 @@ from sfvgen_planner.world_model import VideoWorldModel
 logger = logging.getLogger(__name__)
 
 FastWeights = dict[str, Tensor]
-"""The memories' tensors, each `(memories, ...)`, under PEFT's names of the parameters they replace."""
+"""The memories' tensors, each `(memories, ...)`, by PEFT's names of what they replace."""
 
 _ADAPTER = "default"
 _CODES = ("lora_position_code", "lora_time_scale", "lora_time_shift")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -118,14 +118,7 @@ class EpisodicMemory:
         folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
         if not folder.is_dir():
             return cls(world_model, num_memories=num_memories, seed=seed)
-        tensors, settings = _read(folder)
-        try:
-            config = MemoryConfig(**settings["config"])
-        except (KeyError, TypeError) as error:
-            raise SfvgenError(
-                f"{folder / _SETTINGS_FILE} does not hold a memory's settings ({error}); "
-                "copy it again"
-            ) from error
+        tensors, config, _ = read_adapter(folder)
         memory = cls(world_model, config, num_memories, seed)
         memory._load_slow(tensors)
         memory.reset()
@@ -213,7 +206,7 @@ class EpisodicMemory:
         before = {name: value[rows] for name, value in self._fast.items()}
         self._adapters.place(None)
         try:
-            after, losses = self._learner.learn(before, written, batches)
+            learnt, losses = self._learner.learn(before, written, batches)
             columns = [losses.new_full(losses.shape, torch.nan)] * 3
             if measure:
                 with torch.no_grad():
@@ -222,17 +215,17 @@ class EpisodicMemory:
                     if self.config.whole_history:
                         with self._adapters.placed(before, written):
                             columns[1] = self._learner.losses(probe, len(indices))
-                    with self._adapters.placed(after, written):
+                    with self._adapters.placed(learnt, written):
                         columns[2] = self._learner.losses(probe, len(indices))
             table = torch.stack(columns, dim=1).tolist()
-            for name, value in after.items():
+            for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()
             for index in indices:
                 self._num_writes[index] += 1
         finally:
             self._place()
         seconds = time.perf_counter() - start
-        writes = [MemoryWrite(*row, seconds) for row in table]
+        writes = [MemoryWrite(without, before, after, seconds) for without, before, after in table]
         for index, write in zip(indices, writes, strict=True):
             logger.info(
                 "memory %d, chunk %d: loss %.4f without memory, %.4f before, %.4f after",
@@ -294,15 +287,11 @@ class EpisodicMemory:
 
     def save_pretrained(self, folder: str | PathLike[str], index: int = 0) -> None:
         """Write one memory as a PEFT adapter folder, which `peft` reads too, with its counter."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
         state = self.state(index)
-        settings: dict[str, Any] = {
-            "config": asdict(self.config),
-            _COUNTER: int(state.pop(_COUNTER)),
-        }
-        tensors = {**self._adapters.tensors(), **state}
-        write_adapter(path, self._adapters, tensors, settings)
+        num_writes = int(state.pop(_COUNTER))
+        write_adapter(
+            Path(folder), self._adapters, {**self._adapters.tensors(), **state}, num_writes
+        )
 
     def load_pretrained(self, folder: str | PathLike[str], index: int = 0) -> None:
         """Read what `save_pretrained` wrote.
@@ -310,7 +299,7 @@ class EpisodicMemory:
         Raises:
             SfvgenError: The folder is missing, broken, or belongs to another model.
         """
-        tensors, settings = _read(Path(folder))
+        tensors, _, num_writes = read_adapter(Path(folder))
         slow = self._adapters.tensors()
         for name, value in slow.items():
             if name not in self._fast and not (
@@ -322,7 +311,7 @@ class EpisodicMemory:
                 )
         names = [*self._fast, _HISTORY]
         state = {name: value for name, value in tensors.items() if name in names}
-        self.load({**state, _COUNTER: torch.tensor(settings[_COUNTER])}, index)
+        self.load({**state, _COUNTER: torch.tensor(num_writes)}, index)
 
     def _load_slow(self, tensors: dict[str, Tensor]) -> None:
         """The adapters' parameters as the slow-fast loop left them."""
@@ -442,9 +431,10 @@ class EpisodicMemory:
 
 
 def write_adapter(
-    folder: Path, adapters: Adapters, tensors: dict[str, Tensor], settings: dict[str, Any]
+    folder: Path, adapters: Adapters, tensors: dict[str, Tensor], num_writes: int = 0
 ) -> None:
     """Write a PEFT adapter folder and the memory's own settings, each file in one go."""
+    settings = {"config": asdict(adapters.config), _COUNTER: num_writes}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{_WEIGHTS_FILE}.tmp"
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
@@ -455,14 +445,18 @@ def write_adapter(
     temporary.replace(folder / _SETTINGS_FILE)
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], MemoryConfig, int]:
+    """The tensors, settings and number of writes that `write_adapter` wrote.
+
+    Raises:
+        SfvgenError: The folder is missing or broken.
+    """
     try:
         tensors = load_file(folder / _WEIGHTS_FILE)
         settings = json.loads((folder / _SETTINGS_FILE).read_text())
-        settings[_COUNTER]
+        return tensors, MemoryConfig(**settings["config"]), int(settings[_COUNTER])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise SfvgenError(
             f"{folder} holds no readable memory ({type(error).__name__}); "
             "give a folder that EpisodicMemory.save_pretrained wrote"
         ) from error
-    return tensors, settings

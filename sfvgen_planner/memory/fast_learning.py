@@ -25,9 +25,7 @@ class FastLearner:
         config: The rule.
     """
 
-    def __init__(
-        self, objective: SlowObjective, adapters: Adapters, config: MemoryConfig
-    ) -> None:
+    def __init__(self, objective: SlowObjective, adapters: Adapters, config: MemoryConfig) -> None:
         self._objective = objective
         self._adapters = adapters
         self._config = config

@@ -100,7 +100,9 @@ class LoopRecipe(BaseModel):
         """The variant with this recipe's own settings."""
         config = memory_variant(self.variant)
         if config is None:
-            raise SfvgenError(f"the variant {self.variant!r} has no memory to train; choose another")
+            raise SfvgenError(
+                f"the variant {self.variant!r} has no memory to train; choose another"
+            )
         return replace(config, **self.memory)
 
     @model_validator(mode="after")

@@ -173,7 +173,12 @@ class LoopBatches:
         self._begins = episode_begins(table)
         self._recalls = self._recall_groups(recipe)
         starts = table.window_starts(self._num_past + self._num_future)
-        self._others = self._by_chunks(starts)
+        numbers = self._chunks_before(starts)
+        self._others = {
+            number: starts[numbers == number]
+            for number in self._recalls
+            if (numbers == number).any()
+        }
         self._slow: Callable[[torch.Generator], SlowBatch] | None = None
         if stage.num_slow_samples:
             optimisation = stage.optimisation.model_copy(
@@ -186,6 +191,11 @@ class LoopBatches:
                 optimisation=optimisation,
             )
             self._slow = slow_batches(table, model, world_model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self._table.frames.device
 
     @property
     def horizons(self) -> list[int]:
@@ -256,20 +266,21 @@ class LoopBatches:
         # The context begins in the episode, and the instruction has only just come.
         starts = starts[table.elapsed[starts + last] <= recipe.max_elapsed]
         ids = table.instruction_ids[starts + last]
-        # Weights per instruction, so that a frequent wording does not drown a rare one.
-        weights = torch.zeros(len(starts), device=starts.device)
-        for pattern, weight in recipe.recalls.items():
+        kinds = torch.full_like(starts, -1)
+        for kind, pattern in enumerate(recipe.recalls):
             matching = [bool(re.search(pattern, text)) for text in table.instructions]
-            weights = torch.where(
-                torch.tensor(matching, device=ids.device)[ids], weight, weights
-            )
+            kinds[torch.tensor(matching, device=ids.device)[ids]] = kind
+        starts, kinds = starts[kinds >= 0], kinds[kinds >= 0]
+        values = torch.tensor(list(recipe.recalls.values()), device=starts.device)
+        numbers = self._chunks_before(starts)
         groups = {}
-        for chunks, rows in self._by_chunks(starts[weights > 0]).items():
-            of_rows = weights[torch.isin(starts, rows)]
-            for weight in of_rows.unique():
-                equal = of_rows == weight
-                of_rows = torch.where(equal, weight / equal.sum(), of_rows)
-            groups[chunks] = (rows, of_rows)
+        for number in range(1, self._stage.max_chunks + 1):
+            chosen = numbers == number
+            if chosen.any():
+                group = kinds[chosen]
+                # A frequent kind does not drown a rare one.
+                weights = values[group] / torch.bincount(group, minlength=len(values))[group]
+                groups[number] = (starts[chosen], weights)
         if not groups:
             raise SfvgenError(
                 f"no instruction matches recalls ({', '.join(recipe.recalls)}) after 1 to "
@@ -278,13 +289,10 @@ class LoopBatches:
             )
         return groups
 
-    def _by_chunks(self, starts: Tensor) -> dict[int, Tensor]:
-        """Windows' first rows by the whole chunks of their episode that they come after."""
+    def _chunks_before(self, starts: Tensor) -> Tensor:
+        """How many whole chunks of their episode come before the windows' future frames."""
         last = starts + self._num_past - 1
-        chunks = (last - self._begins[last]) // self._num_future
-        numbers = range(1, self._stage.max_chunks + 1)
-        groups = {number: starts[chunks == number] for number in numbers}
-        return {number: rows for number, rows in groups.items() if len(rows)}
+        return (last - self._begins[last]) // self._num_future
 
 
 def episode_begins(table: FrameTable) -> Tensor:

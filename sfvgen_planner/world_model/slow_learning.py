@@ -13,7 +13,6 @@ from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, targ
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import Conditions, Prediction, WorldModelRecipe
 
-
 # Mixes of conditions, numbered in the order of `_mixes`.
 LANGUAGE, ACTIONS, _BOTH, _NONE, _WHOLE_SEQUENCE = range(5)
 
@@ -94,9 +93,7 @@ class SlowWindows:
     with actions, language is used only where one instruction holds over all future frames.
     """
 
-    def __init__(
-        self, table: FrameTable, model: VideoWorldModel, conditions: Conditions
-    ) -> None:
+    def __init__(self, table: FrameTable, model: VideoWorldModel, conditions: Conditions) -> None:
         self.device = table.frames.device
         self._table = table
         self._scheduler = model.scheduler
