@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.pipeline import use_trainable_attention
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,8 @@ class Adapters:
         if any(isinstance(module, LoraLayer) for module in unet.modules()):
             raise SfvgenError("this model has a memory already; detach() that one first")
         self.config = config
+        # Fused attention can't be differentiated twice, either.
+        use_trainable_attention(unet)
         try:
             self._peft: PeftModel = get_peft_model(unet, peft_config(world_model, config))
         except SfvgenError:

@@ -21,7 +21,6 @@ from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.objective import draw_timesteps
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
 from sfvgen_planner.world_model.shipped import shipped_folder
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
@@ -88,7 +87,6 @@ class EpisodicMemory:
         self.num_memories = num_memories
         self.seed = seed
         self._adapters = Adapters(world_model, self.config, seed)
-        use_trainable_attention(world_model.unet)
         world_model.unet.requires_grad_(False)
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)

@@ -17,7 +17,6 @@ from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
 from sfvgen_planner.world_model.trainer import Evaluation, train
 from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
@@ -65,7 +64,6 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         held_out = held_out.encoded(model)
     table = table.encoded(model)
     adapters = _attach(model, recipe, init_from)
-    use_trainable_attention(model.unet)
     if recipe.compile and accelerator.device.type == "cuda":
         # One graph for all processes' gradients: they are too few to be worth splitting it.
         torch._dynamo.config.optimize_ddp = False
