@@ -67,6 +67,8 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
     if recipe.compile and accelerator.device.type == "cuda":
         # One graph for all processes' gradients: they are too few to be worth splitting it.
         torch._dynamo.config.optimize_ddp = False
+        # Writes, judged and ordinary windows have a graph each, and more in a further stage.
+        torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
         model.unet.compile(dynamic=False)
     for index, stage in enumerate(recipe.stages):
         objective = SlowFastObjective(model, adapters, recipe.memory_config, stage.second_order)
