@@ -1,7 +1,8 @@
 """Fast learning: how memories change as they write a chunk (paper section 3.2, Eq. 3)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,49 +55,98 @@ class FastLearner:
         Returns:
             The memories after it, and their losses `(memories,)` before it.
         """
-        num_memories = len(chunks)
+        if second_order:
+            return _Recomputed.learn(self, fast, chunks, batches)
+        return self._steps(fast, chunks, batches, create_graph=False)
+
+    def _steps(
+        self, fast: FastWeights, chunks: Tensor, batches: Sequence[SlowBatch], create_graph: bool
+    ) -> tuple[FastWeights, Tensor]:
         rule = _Adam() if self._config.rule == "adam" else _normalised
-        first_losses: Tensor | None = None
+        all_losses = []
         for batch in batches:
-            with torch.enable_grad():
-                if second_order:
-                    gradients, losses = self._gradients(fast, chunks, batch, num_memories, True)
-                else:
-                    leaves = {name: value.detach() for name, value in fast.items()}
-                    with _frozen(self._objective):
-                        gradients, losses = self._gradients(
-                            leaves, chunks, batch, num_memories, False
-                        )
+            gradients, losses = self._gradients(fast, chunks, batch, create_graph)
             steps = rule(gradients)
             fast = {
                 name: value - self._config.learning_rate * steps[name]
                 for name, value in fast.items()
             }
-            if first_losses is None:
-                first_losses = losses.detach()
-        assert first_losses is not None
-        return fast, first_losses
+            all_losses.append(losses.detach())
+        return fast, all_losses[0]
 
     def _gradients(
-        self,
-        fast: FastWeights,
-        chunks: Tensor,
-        batch: SlowBatch,
-        num_memories: int,
-        create_graph: bool,
+        self, fast: FastWeights, chunks: Tensor, batch: SlowBatch, create_graph: bool
     ) -> tuple[FastWeights, Tensor]:
         """The gradient of each memory's own loss; one backward pass serves all of them."""
-        for value in fast.values():
-            if value.is_leaf:
-                value.requires_grad_()
-        # A compiled denoiser can't be differentiated twice.
-        stance = "force_eager" if create_graph else "default"
-        with self._adapters.placed(fast, chunks), _stance(stance):
-            losses = self.losses(batch, num_memories)
-        gradients = torch.autograd.grad(
-            losses.sum(), list(fast.values()), create_graph=create_graph
-        )
+        if create_graph:
+            # A compiled denoiser can't be differentiated twice.
+            context: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+        else:
+            fast = {name: value.detach().requires_grad_() for name, value in fast.items()}
+            context = _frozen(self._objective)
+        with torch.enable_grad(), context:
+            with self._adapters.placed(fast, chunks):
+                losses = self.losses(batch, len(chunks))
+            gradients = torch.autograd.grad(
+                losses.sum(), list(fast.values()), create_graph=create_graph
+            )
         return dict(zip(fast, gradients, strict=True)), losses
+
+
+class _Recomputed(torch.autograd.Function):
+    """A write through which gradients flow, computed anew in backward.
+
+    The graph of a write that can be differentiated is several times that of an ordinary loss; so
+    only one of an episode's writes has it at a time.
+    """
+
+    @classmethod
+    def learn(
+        cls,
+        learner: FastLearner,
+        fast: FastWeights,
+        chunks: Tensor,
+        batches: Sequence[SlowBatch],
+    ) -> tuple[FastWeights, Tensor]:
+        """`FastLearner.learn`, with gradients to `fast` and to the slow weights."""
+        # Given as arguments, so that their gradients come through autograd's usual ways.
+        slow = [p for p in learner._objective.parameters() if p.requires_grad]
+        losses, *learnt = cls.apply(
+            learner, list(fast), chunks, batches, slow, *fast.values(), *slow
+        )
+        return dict(zip(fast, learnt, strict=True)), losses
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        learner: FastLearner,
+        names: list[str],
+        chunks: Tensor,
+        batches: Sequence[SlowBatch],
+        slow: list[nn.Parameter],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.given = (learner, names, chunks, batches, slow)
+        ctx.save_for_backward(*tensors[: len(names)])
+        kind = chunks.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        fast = dict(zip(names, tensors[: len(names)], strict=True))
+        learnt, losses = learner._steps(fast, chunks, batches, create_graph=False)
+        ctx.mark_non_differentiable(losses)
+        return losses, *learnt.values()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        learner, names, chunks, batches, slow = ctx.given
+        kind, dtype, enabled = ctx.autocast
+        with torch.enable_grad(), torch.autocast(kind, dtype, enabled):
+            leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            fast = dict(zip(names, leaves, strict=True))
+            learnt, _ = learner._steps(fast, chunks, batches, create_graph=True)
+        gradients = torch.autograd.grad(
+            list(learnt.values()), [*leaves, *slow], slopes[1:], allow_unused=True
+        )
+        return (None, None, None, None, None, *gradients)
 
 
 def _normalised(gradients: FastWeights) -> FastWeights:
@@ -139,12 +189,3 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _stance(stance: str) -> Iterator[None]:
-    if stance == "default":
-        yield
-        return
-    with torch.compiler.set_stance(stance):
-        yield
