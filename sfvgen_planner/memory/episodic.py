@@ -241,6 +241,12 @@ class EpisodicMemory:
         return list(self._num_writes)
 
     @property
+    def num_past_frames(self) -> int:
+        """Frames of context in writing and imagining: the model's f_p, unless set shorter."""
+        num_past: int = self.world_model.config.num_past_frames
+        return min(num_past, self.config.max_past_frames or num_past)
+
+    @property
     def enabled(self) -> bool:
         """Whether the model sees the memory; switching it off keeps what was learnt."""
         return self._enabled
@@ -352,10 +358,8 @@ class EpisodicMemory:
 
     def _whole_past(self, past: Tensor) -> Tensor:
         """Exactly f_p frames: the world stood still before an episode's first one."""
-        num_past = self.world_model.config.num_past_frames
-        num_past = min(num_past, self.config.max_past_frames or num_past)
-        past = past[:, :, -num_past:]
-        still = past[:, :, :1].expand(-1, -1, num_past - past.shape[2], -1, -1)
+        past = past[:, :, -self.num_past_frames :]
+        still = past[:, :, :1].expand(-1, -1, self.num_past_frames - past.shape[2], -1, -1)
         return torch.cat([still, past], dim=2)
 
     def _repeated(self, values: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.episodic import MEMORY_FOLDER, read_adapter, write_adapter
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
-from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
+from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
-from sfvgen_planner.world_model.trainer import Evaluation, train
+from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
 from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
     HELD_OUT_EVERY,
@@ -77,9 +77,13 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         if held_out is not None:
             measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
             evaluation = Evaluation(recipe.eval_every, measure)
+        batches = LoopBatches(table, model, recipe, stage)
+        draw_batch: DrawBatch = batches
+        if stage.stored_batches:
+            draw_batch = StoredBatches(batches, objective, stage)
         train(
             objective,
-            LoopBatches(table, model, recipe, stage),
+            draw_batch,
             stage.optimisation,
             out / f"stage_{index}",
             accelerator,

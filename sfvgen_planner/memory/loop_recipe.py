@@ -30,6 +30,13 @@ class LoopStage(BaseModel):
     second_order: bool = Field(
         default=False, description="Let gradients flow through the writes, at about twice the cost."
     )
+    stored_batches: int = Field(
+        default=0,
+        ge=0,
+        description="Batches of memories that are written as a round begins and stay as they are, "
+        "as in the paper's loop; 0 writes fresh ones in each step.",
+    )
+    steps_per_round: int = Field(default=100, gt=0, description="Steps on stored memories.")
     adapters_only: bool = Field(
         default=False, description="Leave the slow weights as they are; no ordinary samples."
     )
@@ -42,6 +49,8 @@ class LoopStage(BaseModel):
 
     @model_validator(mode="after")
     def _check_samples(self) -> Self:
+        if self.stored_batches and self.second_order:
+            raise ValueError("stored memories are frozen: second_order needs stored_batches 0")
         with_memory = self.num_memories * self.samples_per_memory
         if self.adapters_only and self.num_slow_samples:
             raise ValueError(

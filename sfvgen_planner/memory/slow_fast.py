@@ -47,16 +47,28 @@ class Writes(NamedTuple):
     token_ids: Tensor
 
 
+class Stored(NamedTuple):
+    """Memories that were written earlier, as they were then.
+
+    Attributes:
+        fast: The fast weights.
+        num_chunks: How many chunks each has written.
+    """
+
+    fast: FastWeights
+    num_chunks: int
+
+
 class LoopBatch(NamedTuple):
     """One step of the outer loop.
 
     Attributes:
-        writes: What the memories are to write.
+        writes: What the memories are to write, or the memories.
         judged: Later windows of the same episodes, `memories * samples_per_memory`, in order.
         slow: Ordinary windows, which are imagined without memory; None for none.
     """
 
-    writes: Writes
+    writes: Writes | Stored
     judged: SlowBatch
     slow: SlowBatch | None
 
@@ -85,9 +97,13 @@ class SlowFastObjective(nn.Module):
         self._learner = FastLearner(self.slow, adapters, config)
         self._second_order = second_order
 
-    def forward(self, writes: Writes, judged: SlowBatch, slow: SlowBatch | None) -> Tensor:
+    def forward(self, writes: Writes | Stored, judged: SlowBatch, slow: SlowBatch | None) -> Tensor:
         """Mean squared error over all samples; the arguments are the fields of `LoopBatch`."""
-        errors, counted = self.errors(self.write(writes), len(writes.windows), judged)
+        if isinstance(writes, Stored):
+            fast, num_chunks = writes.fast, writes.num_chunks
+        else:
+            fast, num_chunks = self.write(writes), len(writes.windows)
+        errors, counted = self.errors(fast, num_chunks, judged)
         total, number = errors.sum(), counted.sum()
         if slow is not None:
             errors, counted = self.slow.errors(slow)
@@ -208,12 +224,24 @@ class LoopBatches:
         host = np.random.default_rng(shared_seed(generator))
         num_chunks = int(host.choice(self.horizons))
         writes, judged = self.draw(num_chunks, generator)
-        return LoopBatch(writes, judged, None if self._slow is None else self._slow(generator))
+        return LoopBatch(writes, judged, self.slow(generator))
+
+    def slow(self, generator: torch.Generator) -> SlowBatch | None:
+        """The ordinary samples of a step, if there are any."""
+        return None if self._slow is None else self._slow(generator)
 
     def draw(
         self, num_chunks: int, generator: torch.Generator, recall_share: float | None = None
     ) -> tuple[Writes, SlowBatch]:
         """Memories of `num_chunks` chunks and the windows that they are judged by."""
+        first, mix = self.choose(num_chunks, generator, recall_share)
+        judged = self.judged(first, mix, generator)
+        return self.writes(first, num_chunks, generator), judged
+
+    def choose(
+        self, num_chunks: int, generator: torch.Generator, recall_share: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """First rows and mixes of conditions of the memories' windows, `(memories,)` each."""
         device, count = self._table.frames.device, self._stage.num_memories
         share = self._recall_share if recall_share is None else recall_share
 
@@ -229,19 +257,23 @@ class LoopBatches:
             is_other = uniform(count) >= share
             first = torch.where(is_other, pick(others, uniform(count)), first)
             mix = torch.where(is_other, self._windows.draw_mixes(count, generator), mix)
+        return first, mix
+
+    def judged(self, first: Tensor, mix: Tensor, generator: torch.Generator) -> SlowBatch:
+        """The windows that begin at these rows, once for each of a memory's samples."""
         samples = self._stage.samples_per_memory
-        judged = self._windows.batch(
+        return self._windows.batch(
             first.repeat_interleave(samples),
             mix.repeat_interleave(samples),
             self._num_past,
             self._num_past + self._num_future,
             generator,
         )
-        return self._writes(self._begins[first], num_chunks, generator), judged
 
-    def _writes(self, begins: Tensor, num_chunks: int, generator: torch.Generator) -> Writes:
-        """The first `num_chunks` chunks of the episodes that begin at these rows."""
-        config, device = self._config, begins.device
+    def writes(self, first: Tensor, num_chunks: int, generator: torch.Generator) -> Writes:
+        """The first `num_chunks` chunks of the windows' episodes."""
+        config, begins = self._config, self._begins[first]
+        device = begins.device
         num_past = min(self._num_past, config.max_past_frames or self._num_past)
         offsets = torch.arange(1 - num_past, self._num_future + 1, device=device)
         firsts = begins + self._num_future * torch.arange(num_chunks, device=device)[:, None]
@@ -293,6 +325,46 @@ class LoopBatches:
         """How many whole chunks of their episode come before the windows' future frames."""
         last = starts + self._num_past - 1
         return (last - self._begins[last]) // self._num_future
+
+
+class StoredBatches:
+    """Draws batches of stored memories, in rounds: the paper's loop.
+
+    As a round begins, memories are written with the slow weights of that moment; the round's steps
+    train the slow weights on them as they are (Algorithm 1b). A resumed run begins a new round.
+
+    Args:
+        batches: Draws what is written and judged.
+        objective: Writes the memories.
+        stage: Size and length of a round.
+    """
+
+    def __init__(
+        self, batches: LoopBatches, objective: SlowFastObjective, stage: LoopStage
+    ) -> None:
+        self._batches = batches
+        self._objective = objective
+        self._stage = stage
+        self._stored: list[tuple[Stored, Tensor, Tensor]] = []
+        self._steps_left = 0
+
+    def __call__(self, generator: torch.Generator) -> LoopBatch:
+        """One step's batch."""
+        host = np.random.default_rng(shared_seed(generator))
+        if not self._steps_left:
+            horizons = host.choice(self._batches.horizons, self._stage.stored_batches)
+            self._stored = [self._write(int(number), generator) for number in horizons]
+            self._steps_left = self._stage.steps_per_round
+        self._steps_left -= 1
+        stored, first, mix = self._stored[int(host.integers(len(self._stored)))]
+        judged = self._batches.judged(first, mix, generator)
+        return LoopBatch(stored, judged, self._batches.slow(generator))
+
+    @torch.no_grad()
+    def _write(self, num_chunks: int, generator: torch.Generator) -> tuple[Stored, Tensor, Tensor]:
+        first, mix = self._batches.choose(num_chunks, generator)
+        fast = self._objective.write(self._batches.writes(first, num_chunks, generator))
+        return Stored(fast, num_chunks), first, mix
 
 
 def episode_begins(table: FrameTable) -> Tensor:

@@ -11,7 +11,12 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.loop import loop_metrics
 from sfvgen_planner.memory.loop_recipe import LoopRecipe
-from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, episode_begins
+from sfvgen_planner.memory.slow_fast import (
+    LoopBatches,
+    SlowFastObjective,
+    StoredBatches,
+    episode_begins,
+)
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.trainer import train
@@ -185,6 +190,28 @@ def test_adapters_alone_can_be_trained(model, tmp_path):
     assert changed == {"A", "B", "position_code", "time_scale", "time_shift"}
 
 
+def test_stored_memories_stay_for_a_round(model):
+    """The paper's loop: new memories only as a round begins, new noise in each step."""
+    settings = recipe(stage={"stored_batches": 2, "steps_per_round": 4})
+    stage = settings.stages[0]
+    adapters = Adapters(model, settings.memory_config)
+    objective = SlowFastObjective(model, adapters, settings.memory_config)
+    draw = StoredBatches(LoopBatches(TABLE, model, settings, stage), objective, stage)
+    rounds = [[draw(torch.Generator().manual_seed(n + m)) for n in range(4)] for m in (0, 4)]
+    held = [{id(batch.writes.fast) for batch in batches} for batches in rounds]
+    assert len(held[0]) <= 2
+    assert not held[0] & held[1]
+    noises = [batch.judged.noise for batches in rounds for batch in batches]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(noises, 2))
+    begins = episode_begins(TABLE)
+    for batch in rounds[0]:
+        last = rows_of(batch.judged.latents, TABLE)[:, 3]
+        before = (torch.from_numpy(last) - begins[last]) // 8
+        assert (before == batch.writes.num_chunks).all()
+        assert not any(value.requires_grad for value in batch.writes.fast.values())
+        objective(*batch)
+
+
 def optimisation(**changes):
     return {"steps": 3, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 0, **changes}
 
@@ -257,6 +284,7 @@ def test_the_loop_teaches_the_model_to_remember(model, tmp_path):
         ({"stage": {"samples_per_memory": 4}}, "at least 48"),
         ({"stage": {"adapters_only": True}}, "adapters only"),
         ({"stage": {"max_chunks": 0}}, "max_chunks"),
+        ({"stage": {"second_order": True, "stored_batches": 2}}, "frozen"),
     ],
 )
 def test_bad_recipes_are_told(changes, words):
