@@ -13,7 +13,7 @@ from sfvgen_planner.world_model import load_world_model
 
 RECIPE = """
 name: tiny
-mixed_precision: bf16
+mixed_precision: "no"
 eval_every: 2
 data:
   sources:

@@ -1,6 +1,6 @@
 import itertools
-import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.memory import MEMORY_VARIANTS
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.loop import loop_metrics
 from sfvgen_planner.memory.loop_recipe import LoopRecipe
@@ -298,9 +299,7 @@ def test_a_store_with_nothing_to_recall_is_told(model):
 
 
 def test_the_shipped_recipe_is_one():
-    from pathlib import Path
-
     path = Path(__file__).parents[2] / "recipes" / "tabletop_memory.yaml"
     settings = LoopRecipe.load(path)
     assert [stage.second_order for stage in settings.stages] == [False, False, True, True]
-    assert json.dumps(settings.memory) == "{}"
+    assert settings.memory_config == MEMORY_VARIANTS["ours"]
