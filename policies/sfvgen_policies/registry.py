@@ -12,6 +12,7 @@ from sfvgen_policies.policy import Policy
 POLICIES: dict[str, str] = {
     "random": "sfvgen_policies.random:RandomPolicy",
     "expert": "sfvgen_policies.tabletop_expert:TabletopExpert",
+    "play": "sfvgen_policies.tabletop_play:TabletopPlay",
 }
 """Name of a policy to its ``module:Class``."""
 

@@ -14,6 +14,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "accelerate launch -m sfvgen_planner train ...",
     )
     parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values to use instead of the recipe's, such as world_model.prediction=epsilon",
+    )
     parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
@@ -33,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from sfvgen_planner.world_model.recipe import Recipe
     from sfvgen_planner.world_model.training import train_recipe
 
-    recipe = Recipe.load(Path(args.recipe))
+    recipe = Recipe.load(Path(args.recipe), args.set)
     final = train_recipe(
         recipe,
         Path(args.data),

@@ -38,6 +38,7 @@ SKILL_EPISODES: dict[str, Any] = {"level": 3, "recall": "none"}
 COUNTERFACTUALS = ("expert", "random", "adversarial")
 NUM_ROLLOUT_CHUNKS = 8
 MANY_STEPS = 25
+SAMPLER_STEPS = (1, 2, 4, 8, MANY_STEPS)
 COLOURS = ("red", "green", "blue", "yellow")
 
 
@@ -109,6 +110,28 @@ def measure_few_steps(config: SlowLearningConfig) -> Iterator[Figure]:
         **settings,
         **CHUNK_EPISODES,
     )
+
+
+def measure_sampler_steps(config: SlowLearningConfig) -> Iterator[Figure]:
+    """PSNR of the same chunks at few and many sampler steps: what to predict, and how to sample."""
+    model = load_world_model(config.model).to(config.device)
+    episodes, policies = policy_episodes(CHUNK_EPISODES, config.seeds(config.num_few_step_episodes))
+    chunks = _cut(episodes, model)
+    for steps in SAMPLER_STEPS:
+        imagined = _imagine(model, chunks.past, chunks.actions, config, f"{steps} steps", steps)
+        yield from figures_by_policy(
+            "sampler_steps_psnr_db",
+            chunks.episode_means(psnr_db(imagined, chunks.future)),
+            "dB",
+            episodes,
+            policies,
+            config,
+            denoiser=type(model.unet).__name__,
+            scheduler=type(model.scheduler).__name__,
+            prediction=model.scheduler.config.get("prediction_type", "flow"),
+            num_inference_steps=steps,
+            **CHUNK_EPISODES,
+        )
 
 
 def measure_rollout(config: SlowLearningConfig) -> Iterator[Figure]:
@@ -256,6 +279,7 @@ FIGURES: dict[str, Callable[[SlowLearningConfig], Iterable[Figure]]] = {
     "cube_error_px": measure_chunks,
     "cube_lost_share": measure_chunks,
     "few_step_quality_ratio": measure_few_steps,
+    "sampler_steps_psnr_db": measure_sampler_steps,
     "gripper_error_px_8_chunks": measure_rollout,
     "counterfactual_error_px": measure_counterfactuals,
     "language_skill_accuracy": measure_language,

@@ -1,13 +1,17 @@
 """Training recipes: the YAML files under `recipes/`, read into validated models."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
+from sfvgen_planner.errors import SfvgenError, require
 
 Prediction = Literal["flow", "epsilon", "v_prediction"]
+_COMPILE = "torch.compile on a GPU: a minute or two before the first step, then faster."
 
 
 class _Section(BaseModel):
@@ -38,6 +42,7 @@ class AutoencoderRecipe(_Section):
     decoder_only: bool = Field(
         default=False, description="Leave the encoder, and so the latents, as they are."
     )
+    compile: bool = Field(default=False, description=_COMPILE)
     optimisation: Optimisation
 
 
@@ -111,10 +116,7 @@ class WorldModelRecipe(_Section):
         gt=0,
         description="Of rectified flow: above 1, training and sampling dwell on high noise.",
     )
-    compile: bool = Field(
-        default=False,
-        description="torch.compile the denoiser on a GPU: a minute or two before the first step.",
-    )
+    compile: bool = Field(default=False, description=_COMPILE)
     gradient_checkpointing: bool = Field(
         default=False,
         description="Recompute the denoiser's activations in backward: less memory, more time.",
@@ -172,10 +174,36 @@ class Recipe(_Section):
     success_head: SuccessHeadRecipe | None = None
 
     @classmethod
-    def load(cls, path: Path) -> "Recipe":
+    def load(cls, path: Path, changes: Sequence[str] = ()) -> "Recipe":
         """Read a recipe.
+
+        Args:
+            path: The YAML file.
+            changes: Values to use instead of the file's, such as `world_model.shift=3.0`; what
+                follows the `=` is YAML, so `world_model.unet=null` takes a section out.
 
         Raises:
             SfvgenError: The file is missing, is no YAML, or a key or value is wrong.
         """
-        return validated(cls, read_recipe(path), str(path))
+        sections = read_recipe(path)
+        for change in changes:
+            _apply(change, sections)
+        return validated(cls, sections, str(path))
+
+
+def _apply(change: str, sections: dict[str, Any]) -> None:
+    """Put one `key.key=value` into nested sections."""
+    name, equals, text = change.partition("=")
+    *parents, last = name.split(".")
+    require(
+        bool(equals and last), f"a change of the recipe looks like key.key=value, not {change!r}"
+    )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SfvgenError(f"the value in {change!r} is no YAML: {text!r}") from error
+    for parent in parents:
+        inner = sections.setdefault(parent, {})
+        require(isinstance(inner, dict), f"{change!r}: {parent} is no section of the recipe")
+        sections = inner
+    sections[last] = value

@@ -121,14 +121,21 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         seed, name = recipe.seed + STAGES.index(stage), stage.replace("_", " ")
         train(objective, draw_batch, how, out / stage, accelerator, seed, name, evaluation)
 
+    on_gpu = accelerator.device.type == "cuda"
+    if on_gpu:
+        # One graph for all processes' gradients: they are too few to be worth splitting it.
+        torch._dynamo.config.optimize_ddp = False
     if recipe.autoencoder is not None:
         how = recipe.autoencoder.optimisation
         if recipe.autoencoder.decoder_only:
             model.vae.encoder.requires_grad_(False)
             model.vae.quant_conv.requires_grad_(False)
+        reconstruct = AutoencoderObjective(model.vae, recipe.autoencoder, table)
+        if recipe.autoencoder.compile and on_gpu:
+            reconstruct.compile(dynamic=False)
         learn(
             "autoencoder",
-            AutoencoderObjective(model.vae, recipe.autoencoder, table),
+            reconstruct,
             frame_batches(table, how.batch_size, model.latent_size),
             how,
         )
@@ -144,9 +151,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         use_trainable_attention(model.unet)
         if recipe.world_model.gradient_checkpointing:
             enable_gradient_checkpointing(model.unet)
-        if recipe.world_model.compile and accelerator.device.type == "cuda":
-            # One graph for all processes' gradients: they are too few to be worth splitting it.
-            torch._dynamo.config.optimize_ddp = False
+        if recipe.world_model.compile and on_gpu:
             model.unet.compile(dynamic=False)
         evaluation = None
         if held_out is not None:

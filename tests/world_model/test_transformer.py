@@ -217,14 +217,36 @@ def test_a_recipe_has_one_denoiser_and_the_paper_s_by_default():
     assert recipe.denoiser == transformer
 
 
-def test_the_shipped_recipes_differ_in_the_denoiser_alone():
-    recipes = Path(__file__).parents[2] / "recipes"
-    plain = Recipe.load(recipes / "tabletop.yaml").model_dump()
-    other = Recipe.load(recipes / "tabletop_transformer.yaml").model_dump()
-    assert plain["world_model"].pop("unet")
-    assert other["world_model"].pop("transformer")
-    assert plain["world_model"].pop("transformer") is other["world_model"].pop("unet") is None
-    assert plain | {"name": ""} == other | {"name": ""}
+def test_the_denoiser_of_the_shipped_recipe_is_exchanged_by_a_change():
+    path = Path(__file__).parents[2] / "recipes/tabletop.yaml"
+    shipped = Recipe.load(path).model_dump()
+    changes = ["world_model.unet=null", "world_model.transformer={num_layers: 3}"]
+    changes += ["world_model.transformer.patch_size=2", "seed=7"]
+    other = Recipe.load(path, changes).model_dump()
+    assert other["world_model"].pop("unet") is None
+    assert (
+        other["world_model"].pop("transformer")
+        == TransformerRecipe(num_layers=3, patch_size=2).model_dump()
+    )
+    assert other.pop("seed") == 7
+    del shipped["seed"], shipped["world_model"]["unet"], shipped["world_model"]["transformer"]
+    assert shipped == other
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("world_model.shift", "looks like key.key=value, not 'world_model.shift'"),
+        ("=3", "looks like key.key=value"),
+        ("seed.more=3", "seed is no section"),
+        ("seed={3", "is no YAML: '{3'"),
+        ("world_model.shfit=3", "world_model.shfit: Extra inputs"),
+        ("world_model.shift=-3", "world_model.shift: .*greater than 0"),
+    ],
+)
+def test_a_wrong_change_of_a_recipe_is_one_clear_sentence(change, words):
+    with pytest.raises(SfvgenError, match=words):
+        Recipe.load(Path(__file__).parents[2] / "recipes/tabletop.yaml", [change])
 
 
 @pytest.mark.parametrize(
