@@ -14,6 +14,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "interruption. Several processes: accelerate launch -m sfvgen_planner loop ...",
     )
     parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values to use instead of the recipe's, such as variant=paper stages.0.max_chunks=3",
+    )
     parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
@@ -35,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from sfvgen_planner.memory.loop_recipe import LoopRecipe
     from sfvgen_planner.world_model.shipped import shipped_folder
 
-    recipe = LoopRecipe.load(Path(args.recipe))
+    recipe = LoopRecipe.load(Path(args.recipe), args.set)
     init_from = shipped_folder(args.init_from)
     final = slow_fast_loop(recipe, Path(args.data), Path(args.out), init_from)
     if PartialState().is_main_process:

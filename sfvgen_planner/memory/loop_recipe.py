@@ -1,16 +1,17 @@
 """Recipes of the slow-fast learning loop: YAML files, read into validated models."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
+from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory.config import MemoryConfig, memory_variant
-from sfvgen_planner.world_model.recipe import Conditions, Optimisation
+from sfvgen_planner.world_model.recipe import Conditions, Optimisation, read_changed
 
 
 class LoopStage(BaseModel):
@@ -137,10 +138,14 @@ class LoopRecipe(BaseModel):
         return self
 
     @classmethod
-    def load(cls, path: Path) -> "LoopRecipe":
+    def load(cls, path: Path, changes: Sequence[str] = ()) -> "LoopRecipe":
         """Read a recipe.
+
+        Args:
+            path: The YAML file.
+            changes: Values to use instead of the file's, such as `stages.0.max_chunks=3`.
 
         Raises:
             SfvgenError: The file is missing, is no YAML, or a key or value is wrong.
         """
-        return validated(cls, read_recipe(path), str(path))
+        return validated(cls, read_changed(path, changes), str(path))
