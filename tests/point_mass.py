@@ -158,6 +158,8 @@ class PointMassInverseDynamics:
 class RecordingMemory:
     """Keeps what it is told to learn."""
 
+    num_past_frames = 4
+
     def __init__(self) -> None:
         self.enabled = True
         self.num_resets = 0
@@ -167,6 +169,9 @@ class RecordingMemory:
         self.num_resets += 1
         self.writes.clear()
 
-    def write(self, previous_chunk: np.ndarray, chunk: np.ndarray) -> str:
+    def write(
+        self, previous_chunk: np.ndarray, chunk: np.ndarray, instruction: str, actions: np.ndarray
+    ) -> str:
+        assert len(actions) == len(chunk)
         self.writes.append((previous_chunk, chunk))
         return f"write {len(self.writes)}"

@@ -18,6 +18,7 @@ COMMANDS = (
     "collect",
     "convert",
     "train",
+    "loop",
     "demo",
     "evaluate",
     "doctor",

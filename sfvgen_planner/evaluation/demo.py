@@ -108,7 +108,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     model = load_world_model(config.model)
     planner = VideoPlanner.from_pretrained(config.model)
     env = make_env(ENV_ID, {"level": config.level, "recall": "first"})
-    memory = EpisodicMemory(model)
+    memory = EpisodicMemory.from_pretrained(model, config.model)
     arms: dict[str, list[PlannedEpisode]] = {}
     for arm in ARMS:
         memory.enabled = arm == "memory_on"

@@ -73,6 +73,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self._frames: deque[np.ndarray] = deque(
             maxlen=config.num_past_frames + config.num_future_frames
         )
+        self._actions: deque[np.ndarray] = deque(maxlen=config.num_future_frames)
+        self._instruction = ""
+        self._num_past = config.num_past_frames if memory is None else memory.num_past_frames
         self._past_latents: torch.Tensor | None = None
         self._seeds = np.random.default_rng()
 
@@ -82,6 +85,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         """Reset the env and forget the episode: its frames and the fast weights."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._frames.clear()
+        self._actions.clear()
+        self._instruction = info.get("instruction", "")
         self.memory_writes = []
         self.num_steps = 0
         if self.memory is not None:
@@ -93,19 +98,30 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         """Step the env, observe one frame, and write the memory when it completes a chunk."""
         result = self.env.step(action)
         self.num_steps += 1
+        self._actions.append(np.array(action, np.float32))
         self._observe(result[0])
         chunk_size = self.world_model.config.num_future_frames
         if self.memory is not None and self.num_steps % chunk_size == 0:
             frames = np.stack(self._frames)
-            self.memory_writes.append(self.memory.write(frames[:-chunk_size], frames[-chunk_size:]))
+            write = self.memory.write(
+                frames[:-chunk_size],
+                frames[-chunk_size:],
+                self._instruction,
+                np.stack(self._actions),
+            )
+            self.memory_writes.append(write)
+        self._instruction = result[4].get("instruction", "")
         return result
 
     @property
     def past_frames(self) -> np.ndarray:
-        """The last observed frames ``(f, H, W, 3)`` uint8, f from 1 to ``num_past_frames``."""
+        """The last observed frames ``(f, H, W, 3)`` uint8, f from 1 to ``num_past_frames``.
+
+        A memory that goes without the chunk as its input shortens them.
+        """
         if not self._frames:
             raise SfvgenError("nothing has been observed yet: call reset() first")
-        return np.stack(list(self._frames)[-self.world_model.config.num_past_frames :])
+        return np.stack(list(self._frames)[-self._num_past :])
 
     def imagine(
         self,

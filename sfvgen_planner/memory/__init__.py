@@ -1,5 +1,12 @@
 """Fast weights: what the model learns of an episode while it happens."""
 
+from sfvgen_planner.memory.config import MEMORY_VARIANTS, MemoryConfig, memory_variant
 from sfvgen_planner.memory.episodic import EpisodicMemory, MemoryWrite
 
-__all__ = ["EpisodicMemory", "MemoryWrite"]
+__all__ = [
+    "MEMORY_VARIANTS",
+    "EpisodicMemory",
+    "MemoryConfig",
+    "MemoryWrite",
+    "memory_variant",
+]

@@ -1,36 +1,37 @@
-"""TEMP-LoRA, the fast weights of one episode (paper section 3.2, Eq. 3, Algorithm 1a)."""
+"""Episodic memory, the fast weights of episodes (paper section 3.2, Eq. 3, Algorithm 1a)."""
 
 import json
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.memory.adapter import Adapters, FastWeights
+from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
-from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
+from sfvgen_planner.world_model.objective import draw_timesteps
+from sfvgen_planner.world_model.shipped import shipped_folder
+from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
-# Diffusers' names of what mixes frames, in the UNet (attention and convolutions over time, without
-# the convolutions' norms, activations and dropouts) and in the transformer (its temporal blocks).
-# Neither class has the other's names, so one regex serves both.
-_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-TEMPORAL_LAYERS = (
-    rf"(.*(temp_attentions|transformer_in)\..*{_ATTENTION}"
-    r"|.*temp_convs\.\d+\.(conv1\.2|conv[234]\.3)"
-    rf"|temporal_transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))"
-)
+logger = logging.getLogger(__name__)
 
+MEMORY_FOLDER = "memory"
+"""Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
+_WEIGHTS_FILE = "adapter_model.safetensors"
 _SETTINGS_FILE = "memory.json"
 _COUNTER = "num_writes"
+_HISTORY = "history"
 
 
 @dataclass(frozen=True)
@@ -38,133 +39,212 @@ class MemoryWrite:
     """What one write did.
 
     Attributes:
-        loss_before: Denoising loss of the chunk under the fast weights before the write.
+        loss_without: Denoising loss of the chunk under the slow weights alone.
+        loss_before: The same noise's loss under the fast weights before the write.
         loss_after: The same noise's loss afterwards; lower means that it learnt.
-        seconds: Wall-clock time of the write.
+        seconds: Wall-clock time of the write, of all memories that were written together.
     """
 
+    loss_without: float
     loss_before: float
     loss_after: float
     seconds: float
 
 
 class EpisodicMemory:
-    """Low-rank adapters on a world model's temporal layers, learnt while an episode happens.
+    """Low-rank adapters on a world model's temporal layers, learnt while episodes happen.
 
     Attached to the model from construction until `detach`. Each `write` noises the previous
     chunk and the chunk together, with no clean frame, no text and no action, and takes a few
-    optimiser steps on the denoising loss of the whole sequence; only the adapters change. They
-    carry over from chunk to chunk; `reset` starts a new episode.
+    steps on the denoising loss of the whole sequence; only the adapters change. They carry over
+    from chunk to chunk; `reset` starts a new episode. A memory that has written nothing is not
+    seen: the model then is the slow model.
+
+    Several memories, one for each of several environments, are written in one batched call and
+    seen in one: a batch of `num_memories * S` samples is imagined with S samples for each, in
+    the memories' order.
 
     Args:
         world_model: The model whose `unet` gets the adapters; its own weights are frozen.
-        rank: Rank of the adapters (paper: 32).
-        learning_rate: Adam's rate (paper: 1e-4).
-        num_steps: Optimiser steps per write.
-        num_noise_draws: Noise levels averaged in each optimiser step.
-        target_modules: Regular expression of the layers to adapt.
+        config: What the memory is and how it learns; by default the paper's TEMP-LoRA.
+        num_memories: How many episodes are remembered at a time.
         seed: Seed of the adapters' start and of the writes' noise.
 
     Raises:
-        SfvgenError: A setting is out of range, the regular expression matches no layer, or the
-            model has a memory already.
+        SfvgenError: The settings match no layer, or the model has a memory already.
     """
 
     def __init__(
         self,
         world_model: VideoWorldModel,
-        rank: int = 32,
-        learning_rate: float = 1e-4,
-        num_steps: int = 4,
-        num_noise_draws: int = 2,
-        target_modules: str = TEMPORAL_LAYERS,
+        config: MemoryConfig | None = None,
+        num_memories: int = 1,
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("rank", rank),
-            ("learning_rate", learning_rate),
-            ("num_steps", num_steps),
-            ("num_noise_draws", num_noise_draws),
-        ):
-            if not value > 0:
-                raise SfvgenError(f"{name} of a memory must be positive, got {value}")
-        if any("lora_" in name for name, _ in world_model.unet.named_parameters()):
-            raise SfvgenError("this model has a memory already; detach() that one first")
-        use_trainable_attention(world_model.unet)
+        require(num_memories > 0, f"num_memories must be positive, got {num_memories}")
         self.world_model = world_model
-        self.learning_rate = learning_rate
-        self.num_steps = num_steps
-        self.num_noise_draws = num_noise_draws
+        self.config = config or MemoryConfig()
+        self.num_memories = num_memories
         self.seed = seed
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules)
-        try:
-            self._adapted = get_peft_model(world_model.unet, config)
-        except ValueError as error:
-            raise SfvgenError(
-                f"no layer of the model matches target_modules={target_modules!r}; "
-                "give a regular expression of its temporal layers"
-            ) from error
-        self._parameters = {
-            name: parameter
-            for name, parameter in self._adapted.named_parameters()
-            if "lora_" in name
-        }
+        self._adapters = Adapters(world_model, self.config, seed)
+        world_model.unet.requires_grad_(False)
+        world_model.text_encoder.requires_grad_(False)
+        self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._enabled = True
-        self._num_writes = 0
         self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        world_model: VideoWorldModel,
+        name_or_path: str | PathLike[str] = "tabletop",
+        num_memories: int = 1,
+        seed: int = 0,
+    ) -> Self:
+        """The memory that a checkpoint's slow weights were trained with.
+
+        Args:
+            world_model: The checkpoint's model.
+            name_or_path: Name of a shipped model or a checkpoint folder. One that has been through
+                no slow-fast loop gets the paper's TEMP-LoRA.
+            num_memories: How many episodes are remembered at a time.
+            seed: Seed of the writes' noise.
+
+        Raises:
+            SfvgenError: There is no such checkpoint, or its memory is broken or another model's.
+        """
+        folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
+        if not folder.is_dir():
+            return cls(world_model, num_memories=num_memories, seed=seed)
+        tensors, config, _ = read_adapter(folder)
+        memory = cls(world_model, config, num_memories, seed)
+        memory._load_slow(tensors)
+        memory.reset()
+        return memory
 
     # ---------------------------------------------------------------- life of an episode
 
-    def reset(self) -> None:
-        """Forget everything: Theta back to its start, which changes nothing in the model."""
-        generator = torch.Generator().manual_seed(self.seed)
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                if "lora_B" in name:
-                    parameter.zero_()
-                else:
-                    # LoRA's usual start: uniform with variance 1 / (3 fan_in).
-                    bound = parameter[0].numel() ** -0.5
-                    values = torch.rand(parameter.shape, generator=generator) * 2 - 1
-                    parameter.copy_(bound * values)
-        self._num_writes = 0
-
-    def write(self, previous_chunk: np.ndarray | Tensor, chunk: np.ndarray | Tensor) -> MemoryWrite:
-        """Fast-learn one chunk (Eq. 3).
+    @torch.no_grad()
+    def reset(self, memories: Sequence[int] | None = None) -> None:
+        """Forget everything, so that the model is the slow model again.
 
         Args:
-            previous_chunk: X_i, uint8 `(frames, H, W, 3)` or latents `(channels, frames, h, w)`;
-                its last f_p frames count.
-            chunk: Y_i, in the same form.
+            memories: Which ones; all by default.
+        """
+        fresh = self._adapters.start(self.num_memories)
+        if memories is None:
+            self._fast = {name: value.detach().clone() for name, value in fresh.items()}
+            self._num_writes = [0] * self.num_memories
+            self._history: list[list[Tensor]] = [[] for _ in range(self.num_memories)]
+        else:
+            for index in self._checked(memories):
+                for name, value in fresh.items():
+                    self._fast[name][index] = value[index]
+                self._num_writes[index] = 0
+                self._history[index] = []
+        self._place()
+
+    def write(
+        self,
+        previous_chunk: np.ndarray | Tensor,
+        chunk: np.ndarray | Tensor,
+        instruction: str = "",
+        actions: np.ndarray | Tensor | None = None,
+        measure: bool = True,
+    ) -> MemoryWrite:
+        """Fast-learn one chunk of the only episode: `write_batch` without the leading axis."""
+        given = None if actions is None else torch.as_tensor(np.asarray(actions))[None]
+        return self.write_batch(
+            previous_chunk[None], chunk[None], [instruction], given, measure=measure
+        )[0]
+
+    def write_batch(
+        self,
+        previous_chunks: np.ndarray | Tensor,
+        chunks: np.ndarray | Tensor,
+        instructions: Sequence[str] | None = None,
+        actions: np.ndarray | Tensor | None = None,
+        memories: Sequence[int] | None = None,
+        measure: bool = True,
+    ) -> list[MemoryWrite]:
+        """Fast-learn one chunk of each episode (Eq. 3), all in one batch.
+
+        Args:
+            previous_chunks: X_i, uint8 `(memories, frames, H, W, 3)` or latents
+                `(memories, channels, frames, h, w)`; the last f_p frames count, and where there
+                are fewer, the world stood still before the first.
+            chunks: Y_i, in the same form.
+            instructions: One each, for a `conditioned` memory; others learn without any.
+            actions: `(memories, frames of the chunk, A)` in the environment's units, likewise.
+            memories: Which ones are written; all by default.
+            measure: Compute the losses, for two further calls of the denoiser; else they are NaN.
 
         Raises:
-            SfvgenError: A chunk has the wrong type, shape or size.
+            SfvgenError: An argument has the wrong type, shape or size.
         """
         start = time.perf_counter()
-        past = self._latents(previous_chunk)[:, :, -self.world_model.config.num_past_frames :]
-        # Whole-sequence noise: nothing stays clean, so the split only sets the clock's zero.
-        num_past = past.shape[2]
-        clean = torch.cat([past, self._latents(chunk)], dim=2)
-        clean = clean.expand(self.num_noise_draws, -1, -1, -1, -1)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._num_writes)
-        states = self.world_model.encode_instructions([""]).to(clean.dtype)
-        states = states.expand(self.num_noise_draws, -1, -1)
-        probe = self._draw(clean, generator)
-        optimiser = torch.optim.Adam(self._parameters.values(), lr=self.learning_rate)
-        was_enabled, self.enabled = self._enabled, True
+        indices = self._checked(range(self.num_memories) if memories is None else memories)
+        past, future = self._latents(previous_chunks), self._latents(chunks)
+        require(
+            len(past) == len(future) == len(indices),
+            f"{len(indices)} memories need as many chunks, got {len(past)} previous ones and "
+            f"{len(future)}",
+        )
+        past = self._whole_past(past)
+        windows = torch.cat([past, future], dim=2)
+        template = self._conditions(windows, past.shape[2], instructions, actions)
+        for index, window in zip(indices, windows, strict=True):
+            if self.config.whole_history:
+                self._history[index].append(window.cpu())
+        batches = self._batches(indices, template)
+        # The present chunks with the first step's noise.
+        probe = batches[0]._replace(latents=self._repeated(windows))
+        rows = torch.tensor(indices, device=windows.device)
+        written = torch.tensor([self._num_writes[i] for i in indices], device=windows.device)
+        before = {name: value[rows] for name, value in self._fast.items()}
+        self._adapters.place(None)
         try:
-            loss_before = self._probe_loss(clean, probe, num_past, states)
-            for _ in range(self.num_steps):
-                loss = self._loss(clean, *self._draw(clean, generator), num_past, states)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-            loss_after = self._probe_loss(clean, probe, num_past, states)
+            learnt, losses = self._learner.learn(before, written, batches)
+            columns = [losses.new_full(losses.shape, torch.nan)] * 3
+            if measure:
+                with torch.no_grad():
+                    columns[0] = self._learner.losses(probe, len(indices))
+                    columns[1] = losses
+                    if self.config.whole_history:
+                        with self._adapters.placed(before, written):
+                            columns[1] = self._learner.losses(probe, len(indices))
+                    with self._adapters.placed(learnt, written):
+                        columns[2] = self._learner.losses(probe, len(indices))
+            table = torch.stack(columns, dim=1).tolist()
+            for name, value in learnt.items():
+                self._fast[name][rows] = value.detach()
+            for index in indices:
+                self._num_writes[index] += 1
         finally:
-            self.enabled = was_enabled
-            optimiser.zero_grad(set_to_none=True)
-        self._num_writes += 1
-        return MemoryWrite(loss_before, loss_after, time.perf_counter() - start)
+            self._place()
+        seconds = time.perf_counter() - start
+        writes = [MemoryWrite(without, before, after, seconds) for without, before, after in table]
+        for index, write in zip(indices, writes, strict=True):
+            logger.info(
+                "memory %d, chunk %d: loss %.4f without memory, %.4f before, %.4f after",
+                index,
+                self._num_writes[index],
+                write.loss_without,
+                write.loss_before,
+                write.loss_after,
+            )
+        return writes
+
+    @property
+    def num_writes(self) -> list[int]:
+        """Chunks that each memory has written since its reset."""
+        return list(self._num_writes)
+
+    @property
+    def num_past_frames(self) -> int:
+        """Frames of context in writing and imagining: the model's f_p, unless set shorter."""
+        num_past: int = self.world_model.config.num_past_frames
+        return min(num_past, self.config.max_past_frames or num_past)
 
     @property
     def enabled(self) -> bool:
@@ -173,100 +253,212 @@ class EpisodicMemory:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        if value:
-            self._adapted.base_model.enable_adapter_layers()
-        else:
-            self._adapted.base_model.disable_adapter_layers()
         self._enabled = value
+        self._place()
 
     def detach(self) -> None:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
-        self._adapted.base_model.unload()
+        self._adapters.detach()
 
     # ---------------------------------------------------------------- state
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of all that `write` changed: PEFT's own tensors and the number of writes."""
-        tensors = get_peft_model_state_dict(self._adapted)
-        state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        state[_COUNTER] = torch.tensor(self._num_writes)
+    def state(self, index: int = 0) -> dict[str, Tensor]:
+        """A copy of all that `write` changed: tensors under PEFT's names, the number of writes."""
+        state = {name: value[index].cpu().clone() for name, value in self._fast.items()}
+        state[_COUNTER] = torch.tensor(self._num_writes[index])
+        if self._history[index]:
+            state[_HISTORY] = torch.stack(self._history[index])
         return state
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: dict[str, Tensor], index: int = 0) -> None:
         """Put back what `state` gave.
 
         Raises:
             SfvgenError: The state belongs to another model or rank.
         """
-        own = self.state()
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+        tensors = {k: v for k, v in state.items() if k not in (_COUNTER, _HISTORY)}
+        own = {name: value.shape[1:] for name, value in self._fast.items()}
+        if own != {name: tensor.shape for name, tensor in tensors.items()}:
             raise SfvgenError(
                 "this memory belongs to another model, rank or set of layers; "
                 "load it with the settings it was made with"
             )
-        tensors = {name: tensor for name, tensor in state.items() if name != _COUNTER}
-        set_peft_model_state_dict(self._adapted, tensors)
-        self._num_writes = int(state[_COUNTER])
+        for name, tensor in tensors.items():
+            self._fast[name][index] = tensor.to(self._fast[name])
+        self._num_writes[index] = int(state[_COUNTER])
+        self._history[index] = list(state.get(_HISTORY, ()))
+        self._place()
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write the memory as a PEFT adapter folder, which `peft` reads too, with its counter."""
-        path = Path(folder)
-        self._adapted.save_pretrained(str(path))
-        settings = {_COUNTER: self._num_writes}
-        temporary = path / f"{_SETTINGS_FILE}.tmp"
-        temporary.write_text(json.dumps(settings) + "\n")
-        temporary.replace(path / _SETTINGS_FILE)
+    def save_pretrained(self, folder: str | PathLike[str], index: int = 0) -> None:
+        """Write one memory as a PEFT adapter folder, which `peft` reads too, with its counter."""
+        state = self.state(index)
+        num_writes = int(state.pop(_COUNTER))
+        write_adapter(
+            Path(folder), self._adapters, {**self._adapters.tensors(), **state}, num_writes
+        )
 
-    def load_pretrained(self, folder: str | PathLike[str]) -> None:
+    def load_pretrained(self, folder: str | PathLike[str], index: int = 0) -> None:
         """Read what `save_pretrained` wrote.
 
         Raises:
             SfvgenError: The folder is missing, broken, or belongs to another model.
         """
-        path = Path(folder)
-        try:
-            tensors = load_file(path / "adapter_model.safetensors")
-            counter = json.loads((path / _SETTINGS_FILE).read_text())[_COUNTER]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        tensors, _, num_writes = read_adapter(Path(folder))
+        slow = self._adapters.tensors()
+        for name, value in slow.items():
+            if name not in self._fast and not (
+                name in tensors and torch.equal(tensors[name].to(value), value)
+            ):
+                raise SfvgenError(
+                    "this memory belongs to another model, rank or set of layers; "
+                    "load it with the settings it was made with"
+                )
+        names = [*self._fast, _HISTORY]
+        state = {name: value for name, value in tensors.items() if name in names}
+        self.load({**state, _COUNTER: torch.tensor(num_writes)}, index)
+
+    def _load_slow(self, tensors: dict[str, Tensor]) -> None:
+        """The adapters' parameters as the slow-fast loop left them."""
+        own = {name: value.shape for name, value in self._adapters.tensors().items()}
+        if own != {name: value.shape for name, value in tensors.items()}:
             raise SfvgenError(
-                f"{path} holds no readable memory ({type(error).__name__}); "
-                "give a folder that EpisodicMemory.save_pretrained wrote"
-            ) from error
-        self.load({**tensors, _COUNTER: torch.tensor(counter)})
+                f"the checkpoint's {MEMORY_FOLDER} folder belongs to another model; copy the "
+                "whole checkpoint again"
+            )
+        self._adapters.load(tensors)
 
-    # ---------------------------------------------------------------- the loss
+    # ---------------------------------------------------------------- parts of a write
 
-    def _latents(self, chunk: np.ndarray | Tensor) -> Tensor:
-        if isinstance(chunk, Tensor) and chunk.is_floating_point():
-            return chunk[None].to(self.world_model.device, self.world_model.unet.dtype)
-        return self.world_model.encode(chunk[None]).to(self.world_model.unet.dtype)
+    def _place(self) -> None:
+        """Show the model what the written memories hold; unwritten ones hold nothing."""
+        if not self._enabled or not any(self._num_writes):
+            self._adapters.place(None)
+            return
+        written = torch.tensor(self._num_writes, device=self.world_model.unet.device)
+        shown: FastWeights = {}
+        for name, value in self._fast.items():
+            is_written = (written > 0).reshape(-1, *([1] * (value.dim() - 1)))
+            shown[name] = value * is_written if ".lora_B." in name else value
+        self._adapters.place(shown, written)
 
-    def _draw(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Timesteps and noise of one loss evaluation."""
-        uniform = torch.rand(len(clean), generator=generator)
-        timesteps = draw_timesteps(self.world_model.scheduler, uniform)
-        noise = torch.randn(clean.shape, generator=generator)
-        return timesteps.to(clean.device), noise.to(clean)
+    def _checked(self, memories: Iterable[int]) -> list[int]:
+        indices = list(memories)
+        valid = all(0 <= i < self.num_memories for i in indices)
+        require(
+            valid and len(set(indices)) == len(indices) > 0,
+            f"memories must be different numbers from 0 to {self.num_memories - 1}, got {indices}",
+        )
+        return indices
 
-    def _loss(
-        self, clean: Tensor, timesteps: Tensor, noise: Tensor, num_past: int, states: Tensor
-    ) -> Tensor:
-        """Eq. 3: the denoising loss of the whole sequence, without any condition."""
+    def _latents(self, chunks: np.ndarray | Tensor) -> Tensor:
+        unet = self.world_model.unet
+        if isinstance(chunks, Tensor) and chunks.is_floating_point():
+            return chunks.to(unet.device, unet.dtype)
+        return self.world_model.encode(chunks).to(unet.dtype)
+
+    def _whole_past(self, past: Tensor) -> Tensor:
+        """Exactly f_p frames: the world stood still before an episode's first one."""
+        past = past[:, :, -self.num_past_frames :]
+        still = past[:, :, :1].expand(-1, -1, self.num_past_frames - past.shape[2], -1, -1)
+        return torch.cat([still, past], dim=2)
+
+    def _repeated(self, values: Tensor) -> Tensor:
+        """One copy for each noise draw."""
+        return values.repeat_interleave(self.config.num_noise_draws, dim=0)
+
+    def _conditions(
+        self,
+        windows: Tensor,
+        num_past: int,
+        instructions: Sequence[str] | None,
+        actions: np.ndarray | Tensor | None,
+    ) -> SlowBatch:
+        """The windows with their conditions, and noise still to be drawn."""
+        model, count = self.world_model, len(windows)
+        texts, given = [""] * count, 0.0
+        shape = (count, windows.shape[2] - num_past, model.action_size)
+        normalised = windows.new_zeros(shape)
+        if self.config.conditioned:
+            texts = list(instructions or texts)
+            require(len(texts) == count, f"{count} chunks need as many instructions")
+            if actions is not None:
+                normalised, given = model.normalise_actions(actions).to(windows.dtype), 1.0
+                require(
+                    normalised.shape == shape,
+                    f"actions must have the shape {shape}, got {tuple(normalised.shape)}",
+                )
+        ones = windows.new_ones(count * self.config.num_noise_draws)
+        return SlowBatch(
+            latents=self._repeated(windows),
+            num_past=num_past,
+            actions=self._repeated(normalised),
+            token_ids=self._repeated(model.tokenize(texts).to(windows.device)),
+            actions_given=given * ones,
+            context_given=float(self.config.conditioned) * ones,
+            noise=self._repeated(windows),
+            context_noise=windows.new_zeros(()),
+            timesteps=ones,
+        )
+
+    def _batches(self, indices: list[int], template: SlowBatch) -> list[SlowBatch]:
+        """One batch per step, with the noise that each memory draws by itself."""
+        draws, steps = self.config.num_noise_draws, self.config.num_steps
+        shape = template.latents.shape[1:]
+        latents, uniforms, noises = [], [], []
+        for place, index in enumerate(indices):
+            generator = torch.Generator().manual_seed(
+                self.seed * 1_000_003 + self._num_writes[index]
+            )
+            uniforms.append(torch.rand(steps, draws, generator=generator))
+            noises.append(torch.randn(steps, draws, *shape, generator=generator))
+            if self.config.whole_history:
+                history = self._history[index]
+                chosen = torch.randint(len(history), (steps,), generator=generator)
+                latents.append(torch.stack([history[i] for i in chosen.tolist()]))
+            else:
+                latents.append(template.latents[place * draws].expand(steps, *shape))
+        # (memories, steps, ...) to one tensor for each step.
+        uniform = torch.stack(uniforms).transpose(0, 1).flatten(1, 2).to(template.latents)
+        noise = torch.stack(noises).transpose(0, 1).flatten(1, 2).to(template.latents)
+        clean = torch.stack(latents).transpose(0, 1).to(template.latents)
         scheduler = self.world_model.scheduler
-        prediction = self.world_model.denoise(
-            add_noise(scheduler, clean, noise, timesteps),
-            timesteps,
-            num_past,
-            states,
-            context_given=clean.new_zeros(len(clean)),
-        )
-        return torch.nn.functional.mse_loss(
-            prediction.float(), target(scheduler, clean, noise, timesteps).float()
-        )
+        return [
+            template._replace(
+                latents=self._repeated(clean[step]),
+                noise=noise[step],
+                timesteps=draw_timesteps(scheduler, uniform[step], self.config.min_noise),
+            )
+            for step in range(steps)
+        ]
 
-    @torch.no_grad()
-    def _probe_loss(
-        self, clean: Tensor, probe: tuple[Tensor, Tensor], num_past: int, states: Tensor
-    ) -> float:
-        return self._loss(clean, *probe, num_past, states).item()
+
+def write_adapter(
+    folder: Path, adapters: Adapters, tensors: dict[str, Tensor], num_writes: int = 0
+) -> None:
+    """Write a PEFT adapter folder and the memory's own settings, each file in one go."""
+    settings = {"config": asdict(adapters.config), _COUNTER: num_writes}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{_WEIGHTS_FILE}.tmp"
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
+    temporary.replace(folder / _WEIGHTS_FILE)
+    adapters.peft_settings().save_pretrained(str(folder))
+    temporary = folder / f"{_SETTINGS_FILE}.tmp"
+    temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    temporary.replace(folder / _SETTINGS_FILE)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], MemoryConfig, int]:
+    """The tensors, settings and number of writes that `write_adapter` wrote.
+
+    Raises:
+        SfvgenError: The folder is missing or broken.
+    """
+    try:
+        tensors = load_file(folder / _WEIGHTS_FILE)
+        settings = json.loads((folder / _SETTINGS_FILE).read_text())
+        return tensors, MemoryConfig(**settings["config"]), int(settings[_COUNTER])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise SfvgenError(
+            f"{folder} holds no readable memory ({type(error).__name__}); "
+            "give a folder that EpisodicMemory.save_pretrained wrote"
+        ) from error

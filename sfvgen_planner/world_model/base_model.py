@@ -51,6 +51,11 @@ def fit_unet(unet: Denoiser, latent_channels: int, text_size: int, action_size: 
             f"the unet reads text states of {read_size} numbers, but the text encoder makes "
             f"{text_size}; use one with hidden_size {read_size}"
         )
+    # diffusers hard-codes a dropout of 0.1 in the temporal convolutions, which only blurs a
+    # denoiser that sees every sample with fresh noise anyway.
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     num_planes = num_condition_planes(action_size)
     wanted = latent_channels + num_planes
     if config.in_channels == latent_channels:

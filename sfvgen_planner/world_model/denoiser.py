@@ -7,7 +7,6 @@ weights of an episode find temporal layers in either.
 from typing import TypeAlias
 
 from diffusers import LatteTransformer3DModel, UNet3DConditionModel
-from torch import nn
 
 from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.recipe import TransformerRecipe, UNetRecipe
@@ -41,7 +40,7 @@ def _build_unet(
     recipe: UNetRecipe, in_channels: int, out_channels: int, latent_side: int, text_size: int
 ) -> UNet3DConditionModel:
     levels = len(recipe.block_out_channels)
-    unet = UNet3DConditionModel(
+    return UNet3DConditionModel(
         sample_size=latent_side,
         in_channels=in_channels,
         out_channels=out_channels,
@@ -52,12 +51,6 @@ def _build_unet(
         attention_head_dim=recipe.attention_head_dim,
         cross_attention_dim=text_size,
     )
-    # diffusers hard-codes a dropout of 0.1 in the temporal convolutions, which only blurs a
-    # denoiser that sees every sample with fresh noise anyway.
-    for module in unet.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return unet
 
 
 def _build_transformer(

@@ -10,16 +10,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 
-def draw_timesteps(scheduler: Any, uniform: Tensor) -> Tensor:
-    """Training timesteps from uniform numbers in [0, 1), `(batch,)`.
+def draw_timesteps(scheduler: Any, uniform: Tensor, min_noise: float = 0.0) -> Tensor:
+    """Training timesteps from uniform numbers in [0, 1), of any shape.
 
     Flow matching: continuous, with the density of the scheduler's own shifted grid, so that
     training dwells where sampling takes its steps. DDPM family: whole steps, uniform.
+
+    Args:
+        scheduler: diffusers' scheduler.
+        uniform: The random numbers.
+        min_noise: Draw only from this share of all timesteps on, in [0, 1).
     """
     count = scheduler.config.num_train_timesteps
     if not _is_flow(scheduler):
-        return (uniform * count).long()
+        return ((min_noise + (1 - min_noise) * uniform) * count).long()
     shift = scheduler.config.shift
+    lowest = min_noise / (shift - (shift - 1) * min_noise)
+    uniform = lowest + (1 - lowest) * uniform
     return shift * uniform / (1 + (shift - 1) * uniform) * count
 
 

@@ -188,10 +188,19 @@ class Recipe(_Section):
         Raises:
             SfvgenError: The file is missing, is no YAML, or a key or value is wrong.
         """
-        sections = read_recipe(path)
-        for change in changes:
-            _apply(change, sections)
-        return validated(cls, sections, str(path))
+        return validated(cls, read_changed(path, changes), str(path))
+
+
+def read_changed(path: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """The sections of a YAML recipe after the changes that `Recipe.load` describes.
+
+    Raises:
+        SfvgenError: The file is missing or no YAML, or a change is not understood.
+    """
+    sections = read_recipe(path)
+    for change in changes:
+        _apply(change, sections)
+    return sections
 
 
 def _apply(change: str, sections: dict[str, Any]) -> None:
@@ -205,8 +214,15 @@ def _apply(change: str, sections: dict[str, Any]) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SfvgenError(f"the value in {change!r} is no YAML: {text!r}") from error
+    section: Any = sections
     for parent in parents:
-        inner = sections.setdefault(parent, {})
-        require(isinstance(inner, dict), f"{change!r}: {parent} is no section of the recipe")
-        sections = inner
-    sections[last] = value
+        if isinstance(section, list):
+            known = parent.isdecimal() and int(parent) < len(section)
+            require(known, f"{change!r}: the recipe has no entry {parent} there")
+            section = section[int(parent)]
+        else:
+            section = section.setdefault(parent, {})
+        is_section = isinstance(section, dict | list)
+        require(is_section, f"{change!r}: {parent} is no section of the recipe")
+    require(isinstance(section, dict), f"{change!r}: {last} is no key of the recipe")
+    section[last] = value

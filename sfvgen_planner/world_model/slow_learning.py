@@ -13,6 +13,9 @@ from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, targ
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import Conditions, Prediction, WorldModelRecipe
 
+# Mixes of conditions, numbered in the order of `_mixes`.
+LANGUAGE, ACTIONS, _BOTH, _NONE, _WHOLE_SEQUENCE = range(5)
+
 
 class SlowBatch(NamedTuple):
     """One training batch of windows of f_p past and f_g future frames.
@@ -50,12 +53,18 @@ class SlowObjective(nn.Module):
         super().__init__()
         self.unet = model.unet
         self.text_encoder = model.text_encoder
+        self.action_size = model.action_size
         self._denoise = model.denoise
         self._scheduler = model.scheduler
 
     def forward(self, *fields: Tensor) -> Tensor:
         """Mean squared error of the prediction; `fields` are those of `SlowBatch`."""
         batch = SlowBatch(*fields)  # type: ignore[arg-type]
+        errors, counted = self.errors(batch)
+        return errors.sum() / counted.sum()
+
+    def errors(self, batch: SlowBatch) -> tuple[Tensor, Tensor]:
+        """Each sample's summed squared error, `(batch,)`, and the numbers that it counts."""
         noised = add_noise(self._scheduler, batch.latents, batch.noise, batch.timesteps)
         num_frames = batch.latents.shape[2]
         is_past = torch.arange(num_frames, device=noised.device) < batch.num_past
@@ -73,71 +82,105 @@ class SlowObjective(nn.Module):
         )
         wanted = target(self._scheduler, batch.latents, batch.noise, batch.timesteps)
         error = (prediction.float() - wanted).square() * ~clean
-        counted = (~clean).expand_as(error).sum()
-        return error.sum() / counted
+        return error.flatten(1).sum(dim=1), (~clean).expand_as(error).flatten(1).sum(dim=1)
 
 
-def slow_batches(
-    table: FrameTable, model: VideoWorldModel, recipe: WorldModelRecipe
-) -> Callable[[torch.Generator], SlowBatch]:
-    """Random windows of an encoded table, each with a random mix of conditions.
+class SlowWindows:
+    """Makes training batches of windows of an encoded table.
 
     A language sample shows its instruction being followed to the end; from then on it stands
     still, so that the video of an instruction is whole wherever in it the window begins. Together
     with actions, language is used only where one instruction holds over all future frames.
     """
-    device = table.frames.device
-    conditions = recipe.conditions
-    tokens = model.tokenize(table.instructions).to(device)
-    num_frames = recipe.num_past_frames + recipe.num_future_frames
-    starts = table.window_starts(num_frames)
-    ends = table.instruction_ends()
-    told = {past: told_starts(table, past) for past in (1, recipe.num_past_frames)}
-    mixes = torch.tensor(_mixes(conditions), device=device)
-    batch_size = recipe.optimisation.batch_size
 
-    def draw(generator: torch.Generator) -> SlowBatch:
+    def __init__(self, table: FrameTable, model: VideoWorldModel, conditions: Conditions) -> None:
+        self.device = table.frames.device
+        self._table = table
+        self._scheduler = model.scheduler
+        self._conditions = conditions
+        self._tokens = model.tokenize(table.instructions).to(self.device)
+        self._ends = table.instruction_ends()
+        self._mixes = torch.tensor(_mixes(conditions), device=self.device)
+
+    def draw_mixes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random mixes of conditions, `(count,)`, as indices into the fields of `Conditions`."""
+        return torch.multinomial(self._mixes, count, replacement=True, generator=generator)
+
+    def batch(
+        self, first: Tensor, mix: Tensor, num_past: int, length: int, generator: torch.Generator
+    ) -> SlowBatch:
+        """Windows of `length` frames from the rows `first` on, `(batch,)`, with fresh noise.
+
+        Args:
+            first: Rows of the table.
+            mix: `(batch,)`, each sample's mix of conditions.
+            num_past: f_p.
+            length: Frames of a window.
+            generator: Source of the noise.
+        """
+        table = self._table
+        told = table.instruction_ids[first + num_past - 1] > 0
+        language = (mix == LANGUAGE) & told
+        batch_size = len(first)
+
         def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=generator, device=device)
+            return torch.rand(*shape, generator=generator, device=self.device)
 
-        # Drawn on the host: a look at a number on the device would make the host wait for it.
-        host = np.random.default_rng(generator.initial_seed())
-        single_past, single_future = host.random(2) < (
-            conditions.single_past_frame,
-            conditions.single_future_frame,
-        )
-        num_past = 1 if single_past else recipe.num_past_frames
-        length = num_past + 1 if single_future else num_frames
-        mix = torch.multinomial(mixes, batch_size, replacement=True, generator=generator)
-        first = _pick(starts, uniform(batch_size))
-        language = (mix == 0) & (len(told[num_past]) > 0)
-        if len(told[num_past]):
-            first = torch.where(language, _pick(told[num_past], uniform(batch_size)), first)
-        rows = first[:, None] + torch.arange(length, device=device)
-        end = ends[first + num_past - 1, None]
+        rows = first[:, None] + torch.arange(length, device=self.device)
+        end = self._ends[first + num_past - 1, None]
         rows = torch.where(language[:, None], torch.minimum(rows, end), rows)
         latents = table.frames[rows].float().transpose(1, 2)
         leading = rows[:, num_past - 1 : -1]
         ids = table.instruction_ids[leading]
-        holds = language | ((mix == 2) & (ids == ids[:, :1]).all(dim=1))
+        holds = language | ((mix == _BOTH) & (ids == ids[:, :1]).all(dim=1))
         texts = ids[:, 0] * holds
         # Where there is no instruction to follow, the sample trains on actions.
-        actions_given = (mix == 1) | (mix == 2) | ((mix == 0) & ~language)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
-        scale = conditions.context_noise * uniform(batch_size, 1, 1, 1, 1)
+        actions_given = (mix == ACTIONS) | (mix == _BOTH) | ((mix == LANGUAGE) & ~language)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        scale = self._conditions.context_noise * uniform(batch_size, 1, 1, 1, 1)
         # Half of the contexts stay exact, as observed frames are.
         scale = scale * (uniform(batch_size, 1, 1, 1, 1) < 0.5)
+        context_noise = torch.randn(latents.shape, generator=generator, device=self.device)
         return SlowBatch(
             latents=latents,
             num_past=num_past,
             actions=table.actions[leading],
-            token_ids=tokens[texts],
+            token_ids=self._tokens[texts],
             actions_given=actions_given.float(),
-            context_given=(mix != 4).float(),
+            context_given=(mix != _WHOLE_SEQUENCE).float(),
             noise=noise,
-            context_noise=scale * torch.randn(latents.shape, generator=generator, device=device),
-            timesteps=draw_timesteps(model.scheduler, uniform(batch_size)),
+            context_noise=scale * context_noise,
+            timesteps=draw_timesteps(self._scheduler, uniform(batch_size)),
         )
+
+
+def slow_batches(
+    table: FrameTable, model: VideoWorldModel, recipe: WorldModelRecipe
+) -> Callable[[torch.Generator], SlowBatch]:
+    """Random windows of an encoded table, each with a random mix of conditions."""
+    windows = SlowWindows(table, model, recipe.conditions)
+    num_frames = recipe.num_past_frames + recipe.num_future_frames
+    starts = table.window_starts(num_frames)
+    told = {past: told_starts(table, past) for past in (1, recipe.num_past_frames)}
+    batch_size = recipe.optimisation.batch_size
+
+    def draw(generator: torch.Generator) -> SlowBatch:
+        def uniform() -> Tensor:
+            return torch.rand(batch_size, generator=generator, device=windows.device)
+
+        # Drawn on the host: a look at a number on the device would make the host wait for it.
+        host = np.random.default_rng(generator.initial_seed())
+        single_past, single_future = host.random(2) < (
+            recipe.conditions.single_past_frame,
+            recipe.conditions.single_future_frame,
+        )
+        num_past = 1 if single_past else recipe.num_past_frames
+        length = num_past + 1 if single_future else num_frames
+        mix = windows.draw_mixes(batch_size, generator)
+        first = pick(starts, uniform())
+        if len(told[num_past]):
+            first = torch.where(mix == LANGUAGE, pick(told[num_past], uniform()), first)
+        return windows.batch(first, mix, num_past, length, generator)
 
     return draw
 
@@ -171,7 +214,7 @@ def told_starts(table: FrameTable, num_past: int) -> Tensor:
     return starts[table.instruction_ids[starts + num_past - 1] > 0]
 
 
-def _pick(choices: Tensor, uniform: Tensor) -> Tensor:
+def pick(choices: Tensor, uniform: Tensor) -> Tensor:
     """One of `choices` for each uniform number in [0, 1)."""
     return choices[(uniform * len(choices)).long().clamp(max=len(choices) - 1)]
 

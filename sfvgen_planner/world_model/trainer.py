@@ -33,6 +33,8 @@ LOG_EVERY = 50
 STOP_EVERY = 10
 """Steps between two looks of all processes at each other's wish to stop."""
 
+_MAX_PROCESSES = 1_009
+
 DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
 """Draws one process's batch; all its randomness comes from the generator."""
 
@@ -176,8 +178,13 @@ def learning_rate_factor(step: int, optimisation: Optimisation) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def shared_seed(generator: torch.Generator) -> int:
+    """A seed of the step that `train` made `generator` for, the same on all processes."""
+    return generator.initial_seed() // _MAX_PROCESSES
+
+
 def _step_seed(seed: int, step: int, process: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + process
+    return (seed * 1_000_003 + step) * _MAX_PROCESSES + process
 
 
 def _save(

@@ -1,6 +1,7 @@
 """The training stages of a recipe, and the checkpoint folder they end in."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,11 +96,11 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)
-    models = None if init_from is None else _load_models(init_from)
+    models = None if init_from is None else load_models(init_from)
     if models is None:
         _check_recipe(recipe, store)
     else:
-        _check_model(models.world_model, store)
+        check_model(models.world_model, store)
     prepare_folder(out)
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
@@ -225,7 +226,7 @@ def _check_recipe(recipe: Recipe, store: EpisodeStore) -> None:
         )
 
 
-def _check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
+def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
     """Refuse a store that a trained model can't go on learning from."""
     spec, side = store.spec, model.config.image_size
     if spec.image_size != (side, side):
@@ -242,7 +243,7 @@ def _check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
         )
 
 
-def _load_models(folder: Path) -> Models:
+def load_models(folder: Path) -> Models:
     """All that a checkpoint folder holds, in single precision."""
     return Models(VideoWorldModel.from_pretrained(folder), *load_heads(folder))
 
@@ -309,8 +310,16 @@ def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) 
     return Models(model, inverse)
 
 
-def save_checkpoint(models: Models, folder: Path) -> None:
-    """Write all models in half precision under a temporary name, then rename."""
+def save_checkpoint(
+    models: Models, folder: Path, write_more: Callable[[Path], None] | None = None
+) -> None:
+    """Write all models in half precision under a temporary name, then rename.
+
+    Args:
+        models: What to write.
+        folder: Where to; what is there already is replaced.
+        write_more: Called with the temporary folder, for what belongs to the checkpoint besides.
+    """
     model = models.world_model
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -326,6 +335,8 @@ def save_checkpoint(models: Models, folder: Path) -> None:
     for name, head in heads.items():
         if head is not None:
             head.save_pretrained(temporary / name)
+    if write_more is not None:
+        write_more(temporary)
     forget_origin(temporary)
     write_manifest(temporary)
     shutil.rmtree(folder, ignore_errors=True)

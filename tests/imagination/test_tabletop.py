@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.planning import CEM, CEMConfig, MPCConfig, MPCPlanner
 from sfvgen_planner.world_model import tiny_world_model
 
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture
 def memory(model):
-    memory = EpisodicMemory(model, rank=2, num_steps=1)
+    memory = EpisodicMemory(model, MemoryConfig(rank=2, num_steps=1))
     yield memory
     memory.detach()
 

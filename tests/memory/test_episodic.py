@@ -1,25 +1,42 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
+from sfvgen_planner.memory.adapter import peft_config
 from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.pipeline import use_trainable_attention
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
 
 
-@pytest.fixture(params=["unet", "transformer"])
+@pytest.fixture
 def new_model(request):
-    return partial(tiny_world_model, denoiser=request.param)
+    """Makes models alike, of the quicker kind where a test does not ask for both."""
+    return partial(tiny_world_model, denoiser=getattr(request, "param", "transformer"))
+
+
+of_both_kinds = pytest.mark.parametrize("new_model", ["unet", "transformer"], indirect=True)
 
 
 @pytest.fixture
 def model(new_model):
     return new_model()
+
+
+@pytest.fixture(params=["paper", "ours"])
+def config(request):
+    """Fast enough to leave a trace in one write."""
+    if request.param == "paper":
+        return MemoryConfig(learning_rate=1e-2)
+    return replace(MEMORY_VARIANTS["ours"], num_time_codes=3, learning_rate=0.1)
 
 
 def video(model):
@@ -32,17 +49,19 @@ def write(memory, times=1):
     return [memory.write(FRAMES[:4], FRAMES[4:]) for _ in range(times)]
 
 
+@of_both_kinds
 def test_fresh_memory_changes_nothing(model):
     before = video(model)
     EpisodicMemory(model)
     assert torch.allclose(video(model), before, atol=1e-5)
 
 
+@of_both_kinds
 def test_writing_learns_the_chunk_and_only_the_fast_weights(model):
     slow = {name: value.clone() for name, value in model.unet.state_dict().items()}
     before = video(model)
-    memory = EpisodicMemory(model, learning_rate=3e-3)
-    writes = write(memory, times=5)
+    memory = EpisodicMemory(model, MemoryConfig(learning_rate=5e-3))
+    writes = write(memory, times=3)
     assert writes[0].loss_after < writes[0].loss_before
     assert writes[-1].loss_after < 0.97 * writes[0].loss_before
     assert (video(model) - before).abs().max() > 1e-2
@@ -52,31 +71,33 @@ def test_writing_learns_the_chunk_and_only_the_fast_weights(model):
     assert torch.allclose(video(model), before, atol=1e-5)
 
 
+@of_both_kinds
 def test_whole_sequence_is_noised_without_text_action_or_clean_frame(model, monkeypatch):
     """Eq. 3: what the denoiser is given while the memory is written."""
-    memory = EpisodicMemory(model, num_steps=1)
     calls = []
     denoise = model.denoise
 
-    def spy(window, timesteps, num_past, text_states, **kwargs):
-        calls.append((window, timesteps, text_states, kwargs))
-        return denoise(window, timesteps, num_past, text_states, **kwargs)
+    def spy(*arguments):
+        calls.append(arguments)
+        return denoise(*arguments)
 
     monkeypatch.setattr(model, "denoise", spy)
-    write(memory)
+    write(EpisodicMemory(model, MemoryConfig(num_steps=1)))
+    assert len(calls) == 3
     clean = model.encode(FRAMES[None])
     empty = model.encode_instructions([""])
-    for window, timesteps, text_states, kwargs in calls:
+    for window, timesteps, _, text_states, _, actions_given, context_given in calls:
         sigma = (timesteps / 1000)[:, None, None, None, None]
         noise = (window - (1 - sigma) * clean) / sigma
         assert noise[:, :, :4].std().item() == pytest.approx(1, abs=0.15)
-        assert torch.equal(text_states, empty.expand(len(timesteps), -1, -1))
-        assert "actions" not in kwargs
-        assert not kwargs["context_given"].any()
+        assert torch.allclose(text_states, empty.expand(len(timesteps), -1, -1), atol=1e-6)
+        assert not actions_given.any()
+        assert not context_given.any()
 
 
+@of_both_kinds
 def test_only_temporal_layers_are_adapted(model):
-    memory = EpisodicMemory(model, rank=2)
+    memory = EpisodicMemory(model, MemoryConfig(rank=2))
     adapted = {name.split(".lora_")[0] for name in memory.state() if ".lora_" in name}
     temporal = {
         "UNet3DConditionModel": ("temp_attentions", "temp_convs", "transformer_in"),
@@ -93,8 +114,8 @@ def test_only_temporal_layers_are_adapted(model):
         assert any(part in name for name in adapted)
 
 
-def test_reset_forgets_everything_and_repeats_exactly(model):
-    memory = EpisodicMemory(model, learning_rate=1e-2)
+def test_reset_forgets_everything_and_repeats_exactly(model, config):
+    memory = EpisodicMemory(model, config)
     start = memory.state()
     write(memory)
     learnt = memory.state()
@@ -104,9 +125,9 @@ def test_reset_forgets_everything_and_repeats_exactly(model):
     assert all(torch.allclose(memory.state()[name], value) for name, value in learnt.items())
 
 
-def test_switched_off_it_is_not_seen_but_kept(model):
+def test_switched_off_it_is_not_seen_but_kept(model, config):
     before = video(model)
-    memory = EpisodicMemory(model, learning_rate=1e-2)
+    memory = EpisodicMemory(model, config)
     write(memory)
     remembering = video(model)
     memory.enabled = False
@@ -115,9 +136,9 @@ def test_switched_off_it_is_not_seen_but_kept(model):
     assert torch.equal(video(model), remembering)
 
 
-def test_latents_and_pixels_write_the_same(model):
+def test_latents_and_pixels_write_the_same(model, config):
     latents = model.encode(FRAMES[None])[0]
-    memory = EpisodicMemory(model, learning_rate=1e-2)
+    memory = EpisodicMemory(model, config)
     write(memory)
     pixels = memory.state()
     memory.reset()
@@ -125,18 +146,25 @@ def test_latents_and_pixels_write_the_same(model):
     assert all(torch.allclose(memory.state()[name], value) for name, value in pixels.items())
 
 
-def test_saved_memory_is_a_peft_adapter_and_gives_the_same_video(model, new_model, tmp_path):
-    memory = EpisodicMemory(model, learning_rate=1e-2)
+@of_both_kinds
+def test_saved_memory_is_a_peft_adapter_and_gives_the_same_video(
+    model, new_model, config, tmp_path
+):
+    memory = EpisodicMemory(model, config)
     write(memory)
     remembering = video(model)
     memory.save_pretrained(tmp_path)
 
     with_peft = new_model()
-    PeftModel.from_pretrained(with_peft.unet, str(tmp_path))
-    assert torch.allclose(video(with_peft), remembering, atol=1e-5)
+    adapted = PeftModel.from_pretrained(
+        with_peft.unet, str(tmp_path), config=peft_config(with_peft, config)
+    )
+    read = get_peft_model_state_dict(adapted)
+    assert all(torch.equal(read[k], v) for k, v in memory.state().items() if k in read)
+    assert read.keys() == load_file(tmp_path / "adapter_model.safetensors").keys()
 
     fresh_model = new_model()
-    fresh = EpisodicMemory(fresh_model, learning_rate=1e-2)
+    fresh = EpisodicMemory(fresh_model, config)
     fresh.load_pretrained(tmp_path)
     assert torch.equal(video(fresh_model), remembering)
     # Going on from a loaded memory equals going on without the interruption.
@@ -145,9 +173,19 @@ def test_saved_memory_is_a_peft_adapter_and_gives_the_same_video(model, new_mode
     assert all(torch.equal(fresh.state()[name], value) for name, value in memory.state().items())
 
 
+@of_both_kinds
+def test_peft_alone_reads_the_papers_memory_and_imagines_the_same(model, new_model, tmp_path):
+    memory = EpisodicMemory(model, MemoryConfig(learning_rate=1e-2))
+    write(memory)
+    memory.save_pretrained(tmp_path)
+    with_peft = new_model()
+    PeftModel.from_pretrained(with_peft.unet, str(tmp_path))
+    assert torch.allclose(video(with_peft), video(model), atol=1e-5)
+
+
 def test_states_of_another_rank_or_broken_folders_are_refused(model, new_model, tmp_path):
-    memory = EpisodicMemory(model, rank=4)
-    other = EpisodicMemory(new_model(), rank=2)
+    memory = EpisodicMemory(model, MemoryConfig(rank=4))
+    other = EpisodicMemory(new_model(), MemoryConfig(rank=2))
     with pytest.raises(SfvgenError, match="another model, rank"):
         memory.load(other.state())
     with pytest.raises(SfvgenError, match="no readable memory"):
@@ -165,13 +203,24 @@ def test_states_of_another_rank_or_broken_folders_are_refused(model, new_model, 
         ({"rank": 0}, "rank"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"num_steps": 0}, "num_steps"),
+        ({"rule": "sgd"}, "rule"),
+        ({"min_noise": 1.0}, "min_noise"),
+        ({"num_time_codes": -1}, "num_time_codes"),
+        ({"max_past_frames": 0}, "max_past_frames"),
         ({"target_modules": "nothing_like_this"}, "target_modules"),
     ],
 )
 def test_bad_settings_are_told(model, settings, words):
     with pytest.raises(SfvgenError, match=words):
-        EpisodicMemory(model, **settings)
+        EpisodicMemory(model, MemoryConfig(**settings))
     EpisodicMemory(model)
+
+
+def test_variants_have_names():
+    assert memory_variant("none") is None
+    assert memory_variant("paper") == MemoryConfig()
+    with pytest.raises(SfvgenError, match="no_local_rule"):
+        memory_variant("nothing")
 
 
 def test_a_model_has_one_memory_at_a_time(model):
@@ -188,3 +237,150 @@ def test_frames_of_the_wrong_size_are_told_and_write_nothing(model):
     with pytest.raises(SfvgenError, match="64, 64, 3"):
         memory.write(FRAMES[:4, :32], FRAMES[4:, :32])
     assert all(torch.equal(memory.state()[name], value) for name, value in before.items())
+
+
+@of_both_kinds
+def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_model, config):
+    """Three episodes, of which the second has written more and the third nothing."""
+    chunks = np.random.default_rng(1).integers(0, 256, (2, 12, 64, 64, 3), dtype=np.uint8)
+    past = np.random.default_rng(2).integers(0, 256, (3, 4, 64, 64, 3), dtype=np.uint8)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    together = new_model()
+    memory = EpisodicMemory(together, config, num_memories=3)
+    writes = memory.write_batch(chunks[:, :4], chunks[:, 4:], memories=[0, 1])
+    more = memory.write_batch(FRAMES[None, :4], FRAMES[None, 4:], memories=[1])
+    assert memory.num_writes == [1, 2, 0]
+    videos = together(
+        past.repeat(2, 0), num_frames=3, num_inference_steps=1, generator=generators
+    ).latents
+    slow = new_model()
+    for index in range(3):
+        model = new_model()
+        alone = EpisodicMemory(model, config)
+        if index < 2:
+            write_alone = alone.write(chunks[index, :4], chunks[index, 4:])
+            assert write_alone.loss_after == pytest.approx(writes[index].loss_after, abs=1e-4)
+        if index == 1:
+            write_alone = alone.write(FRAMES[:4], FRAMES[4:])
+            assert write_alone.loss_before == pytest.approx(more[0].loss_before, abs=1e-4)
+        generators = [torch.Generator().manual_seed(seed) for seed in (2 * index, 2 * index + 1)]
+        video = model(
+            past[[index, index]], num_frames=3, num_inference_steps=1, generator=generators
+        ).latents
+        assert torch.allclose(videos[2 * index : 2 * index + 2], video, atol=1e-3)
+        generators = [torch.Generator().manual_seed(seed) for seed in (2 * index, 2 * index + 1)]
+        plain = slow(
+            past[[index, index]], num_frames=3, num_inference_steps=1, generator=generators
+        ).latents
+        assert ((video - plain).abs().max() < 1e-5) == (index == 2)
+
+
+def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config, tmp_path):
+    """Even where the loop has moved the start of B away from zero."""
+    EpisodicMemory(new_model(), config).save_pretrained(tmp_path / "memory")
+    weights = tmp_path / "memory" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({k: v + 0.1 if ".lora_B." in k else v for k, v in tensors.items()}, weights)
+    (tmp_path / "model_index.json").write_text("{}")
+    model = new_model()
+    use_trainable_attention(model.unet)
+    before = video(model)
+    memory = EpisodicMemory.from_pretrained(model, tmp_path)
+    assert memory.config == config
+    assert torch.equal(video(model), before)
+    write(memory)
+    assert not torch.allclose(video(model), before, atol=1e-3)
+    memory.reset([0])
+    assert torch.equal(video(model), before)
+    state = memory.state()
+    assert all((v == 0.1).all() for k, v in state.items() if ".lora_B." in k)
+
+
+def test_a_checkpoint_without_a_loop_gets_the_papers_memory(model, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert EpisodicMemory.from_pretrained(model, tmp_path).config == MemoryConfig()
+
+
+def test_a_checkpoints_memory_of_another_model_is_refused(new_model, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    EpisodicMemory(new_model(), MemoryConfig(rank=2)).save_pretrained(tmp_path / "memory")
+    settings = tmp_path / "memory" / "memory.json"
+    settings.write_text(settings.read_text().replace('"rank": 2', '"rank": 3'))
+    with pytest.raises(SfvgenError, match="another model"):
+        EpisodicMemory.from_pretrained(new_model(), tmp_path)
+    settings.write_text("{}")
+    with pytest.raises(SfvgenError, match="no readable memory"):
+        EpisodicMemory.from_pretrained(new_model(), tmp_path)
+
+
+def test_unit_steps_change_only_b_by_the_same_size(model):
+    """Normalised: whatever the chunk, B moves by eta in root mean square."""
+    memory = EpisodicMemory(model, MEMORY_VARIANTS["ours"])
+    write(memory)
+    state = memory.state()
+    assert {name.split(".")[-2] for name in state if ".lora_" in name} == {"lora_B"}
+    for name, value in state.items():
+        if ".lora_" in name:
+            assert value.square().mean().sqrt().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_conditioned_memory_learns_from_past_instruction_and_actions(model, monkeypatch):
+    calls = []
+    denoise = model.denoise
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return denoise(*arguments)
+
+    monkeypatch.setattr(model, "denoise", spy)
+    memory = EpisodicMemory(model, MEMORY_VARIANTS["original_temp_lora"])
+    actions = np.full((8, 4), 0.5, np.float32)
+    memory.write(FRAMES[:4], FRAMES[4:], "return the red cube", actions, measure=False)
+    clean = model.encode(FRAMES[None])
+    told = model.encode_instructions(["return the red cube"])
+    for window, _, _, text_states, actions, actions_given, context_given in calls:
+        assert torch.allclose(window[:, :, :4], clean[:, :, :4].expand_as(window[:, :, :4]))
+        assert torch.allclose(text_states, told.expand_as(text_states), atol=1e-6)
+        assert (actions == 0.5).all()
+        assert actions_given.all()
+        assert context_given.all()
+
+
+def test_without_the_local_rule_old_chunks_are_learnt_again(model, new_model, monkeypatch):
+    config = replace(MEMORY_VARIANTS["no_local_rule"], num_steps=12, num_noise_draws=1)
+    memory = EpisodicMemory(model, config)
+    chunks = [torch.full((4, 12, 4, 4), value) for value in (1.0, 2.0)]
+    memory.write(chunks[0][:, :4], chunks[0][:, 4:], measure=False)
+    seen = []
+    learn = memory._learner.learn
+    monkeypatch.setattr(
+        memory._learner, "learn", lambda f, c, batches: seen.extend(batches) or learn(f, c, batches)
+    )
+    memory.write(chunks[1][:, :4], chunks[1][:, 4:], measure=False)
+    assert {batch.latents.unique().item() for batch in seen} == {1.0, 2.0}
+    # What was written goes along with the state.
+    other = EpisodicMemory(new_model(), config)
+    other.load(memory.state())
+    for one in (memory, other):
+        one.write(chunks[0][:, :4], chunks[0][:, 4:], measure=False)
+    assert all(torch.equal(other.state()[name], value) for name, value in memory.state().items())
+
+
+def test_an_episodes_first_frame_stands_still_before_it(model):
+    latents = model.encode(FRAMES[None])[0]
+    memory = EpisodicMemory(model, MemoryConfig(learning_rate=1e-2))
+    memory.write(latents[:, :1], latents[:, 4:])
+    one = memory.state()
+    memory.reset()
+    memory.write(latents[:, :1].expand(-1, 4, -1, -1), latents[:, 4:])
+    assert all(torch.equal(memory.state()[name], value) for name, value in one.items())
+
+
+def test_wrong_numbers_of_memories_are_told(model):
+    with pytest.raises(SfvgenError, match="num_memories"):
+        EpisodicMemory(model, num_memories=0)
+    memory = EpisodicMemory(model, num_memories=2)
+    with pytest.raises(SfvgenError, match="2 memories need as many chunks"):
+        write(memory)
+    with pytest.raises(SfvgenError, match="from 0 to 1"):
+        memory.reset([2])

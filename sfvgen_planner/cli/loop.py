@@ -1,0 +1,50 @@
+"""`sfvgen loop`: the slow-fast learning loop on a trained model."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "loop",
+        help="train a world model to use its memories",
+        description="The slow-fast learning loop: write memories of recorded episodes, and train "
+        "the model to imagine what comes later with them. The same command goes on after an "
+        "interruption. Several processes: accelerate launch -m sfvgen_planner loop ...",
+    )
+    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values to use instead of the recipe's, such as variant=paper stages.0.max_chunks=3",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
+    )
+    parser.add_argument(
+        "--init-from",
+        default="tabletop",
+        metavar="MODEL",
+        help="shipped model or checkpoint folder",
+    )
+    parser.set_defaults(run=run, resumes=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or go on training."""
+    from accelerate import PartialState
+
+    from sfvgen_planner.memory.loop import slow_fast_loop
+    from sfvgen_planner.memory.loop_recipe import LoopRecipe
+    from sfvgen_planner.world_model.shipped import shipped_folder
+
+    recipe = LoopRecipe.load(Path(args.recipe), args.set)
+    init_from = shipped_folder(args.init_from)
+    final = slow_fast_loop(recipe, Path(args.data), Path(args.out), init_from)
+    if PartialState().is_main_process:
+        print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")
+    return 0

@@ -1,0 +1,306 @@
+"""Low-rank adapters of which many memories share one batch, with codes in their bottleneck.
+
+They are LoRA layers of PEFT with a variant of their own (`LoraVariant`): what PEFT keeps as
+parameters (A, B and the codes) is where every memory starts, and the memories themselves are
+stacked tensors `(memories, ...)` that a layer is given by `Adapters.place`. A batch of `N * S`
+samples then has N memories of S samples each, in order, and costs one batched matrix product.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Conv3d as LoraConv3d
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraVariant
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.pipeline import use_trainable_attention
+
+logger = logging.getLogger(__name__)
+
+FastWeights = dict[str, Tensor]
+"""The memories' tensors, each `(memories, ...)`, by PEFT's names of what they replace."""
+
+_ADAPTER = "default"
+_CODES = ("lora_position_code", "lora_time_scale", "lora_time_shift")
+
+
+class _MemoryLayer(LoraLayer):
+    """What both kinds of layers share: the memories in place.
+
+    Attributes:
+        fast_a: `(memories, r, in, ...)`, or None where A is the slow one.
+        fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
+            the slow model's.
+        chunks: `(memories,)`, each one's chunk index.
+    """
+
+    fast_a: Tensor | None = None
+    fast_b: Tensor | None = None
+    chunks: Tensor | None = None
+
+    def place(self, fast_a: Tensor | None, fast_b: Tensor | None, chunks: Tensor | None) -> None:
+        self.fast_a, self.fast_b, self.chunks = fast_a, fast_b, chunks
+
+
+class MemoryLinear(LoraLinear, _MemoryLayer):
+    """A linear layer with `B_n ((A h + P[cell]) * (1 + W[chunk]) + C[chunk])` for memory n."""
+
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, *_CODES)
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
+        return _LinearVariant()
+
+
+class MemoryConv3d(LoraConv3d, _MemoryLayer):
+    """A convolution over time with `B_n A_n h` for memory n."""
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
+        return _ConvVariant()
+
+
+class _LinearVariant(LoraVariant):
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        codes = _code_tables(module, config)
+        for name in _CODES:
+            values = {adapter_name: nn.Parameter(codes[name])} if name in codes else {}
+            setattr(module, name, nn.ParameterDict(values))
+
+    @staticmethod
+    def forward(
+        module: MemoryLinear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        fast_b = module.fast_b
+        if fast_b is None:
+            return result
+        rows, memories = x.shape[0], fast_b.shape[0]
+        _check_rows(rows, memories)
+        if module.fast_a is None:
+            hidden = module.lora_A[active_adapter](x)
+        else:
+            hidden = _products(x, module.fast_a)
+        if active_adapter in module.lora_position_code:
+            code = module.lora_position_code[active_adapter]
+            hidden = (hidden.unflatten(0, (-1, len(code))) + code[:, None]).flatten(0, 1)
+        if active_adapter in module.lora_time_scale:
+            scale = module.lora_time_scale[active_adapter]
+            assert module.chunks is not None
+            chunks = module.chunks.clamp(max=len(scale) - 1)
+            shift = module.lora_time_shift[active_adapter][chunks]
+            per_memory = hidden.reshape(memories, -1, hidden.shape[-1])
+            hidden = per_memory * (1 + scale[chunks][:, None]) + shift[:, None]
+        return result + _products(hidden, fast_b).reshape(result.shape)
+
+
+class _ConvVariant(LoraVariant):
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        require(
+            config.memory.rule == "adam" and not config.memory.is_coded,
+            "a convolution has no codes in its bottleneck, and its A and B learn with Adam; "
+            "choose target_modules without convolutions",
+        )
+
+    @staticmethod
+    def forward(
+        module: MemoryConv3d, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        fast_a, fast_b = module.fast_a, module.fast_b
+        if fast_a is None or fast_b is None:
+            return result
+        _check_rows(len(x), len(fast_b))
+        base = module.get_base_layer()
+        hidden = _grouped_convolution(x, fast_a, base.stride, base.padding)
+        return result + _grouped_convolution(hidden, fast_b)
+
+
+def _products(x: Tensor, weights: Tensor) -> Tensor:
+    """`weights[n] @ x` for the n-th share of the rows; `(rows, ..., out)`."""
+    stacked = x.reshape(len(weights), -1, x.shape[-1])
+    return torch.bmm(stacked, weights.transpose(1, 2)).reshape(*x.shape[:-1], -1)
+
+
+def _grouped_convolution(x: Tensor, weights: Tensor, stride: Any = 1, padding: Any = 0) -> Tensor:
+    """Each memory's convolution of its share of the samples: one group of channels for each."""
+    memories = len(weights)
+    grouped = x.unflatten(0, (memories, -1)).transpose(0, 1).flatten(1, 2)
+    out = F.conv3d(grouped, weights.flatten(0, 1), None, stride, padding, groups=memories)
+    return out.unflatten(1, (memories, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _check_rows(rows: int, memories: int) -> None:
+    require(
+        rows % memories == 0,
+        f"{memories} memories need a batch of as many samples for each, in order of the memories",
+    )
+
+
+def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
+    """The codes' start: places all differ at once, chunks begin alike."""
+    memory: MemoryConfig = config.memory
+    tables = {}
+    weight = module.get_base_layer().weight
+    if memory.position_code:
+        tables["lora_position_code"] = torch.randn(module.get_base_layer().num_cells, memory.rank)
+    if memory.num_time_codes:
+        for name in ("lora_time_scale", "lora_time_shift"):
+            tables[name] = torch.zeros(memory.num_time_codes, memory.rank)
+    return {name: table.to(weight) for name, table in tables.items()}
+
+
+def peft_config(world_model: VideoWorldModel, config: MemoryConfig) -> LoraConfig:
+    """PEFT's settings of a memory, with which PEFT itself can put its layers into the model.
+
+    With a position code this runs the denoiser once, to see how many cells each layer sees.
+    """
+    settings = LoraConfig(
+        r=config.rank, lora_alpha=config.rank, target_modules=config.target_modules
+    )
+    settings._register_custom_module({nn.Linear: MemoryLinear, nn.Conv3d: MemoryConv3d})
+    # Not a field, or PEFT would write it into its file.
+    settings.memory = config
+    if config.position_code:
+        _count_cells(world_model)
+    return settings
+
+
+@torch.no_grad()
+def _count_cells(world_model: VideoWorldModel) -> None:
+    """Note in each linear layer how many rows one sample gives it."""
+    unet = world_model.unet
+    linears = [module for module in unet.modules() if isinstance(module, nn.Linear)]
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda module, inputs: setattr(module, "num_cells", len(inputs[0]))
+        )
+        for module in linears
+    ]
+    channels, height, width = world_model.latent_size
+    text_size = world_model.text_encoder.config.hidden_size
+    blank = torch.zeros((), device=unet.device, dtype=unet.dtype)
+    try:
+        world_model.denoise(
+            blank.expand(1, channels, 2, height, width),
+            blank.expand(1),
+            1,
+            blank.expand(1, 1, text_size),
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Adapters:
+    """The adapters of one world model.
+
+    Args:
+        world_model: Its `unet` gets the adapters, which change nothing until memories are placed.
+        config: The adapters' size, layers and codes.
+        seed: Seed of A and of the position code.
+
+    Raises:
+        SfvgenError: `target_modules` matches no layer, or the model has adapters already.
+    """
+
+    def __init__(self, world_model: VideoWorldModel, config: MemoryConfig, seed: int = 0) -> None:
+        unet = world_model.unet
+        if any(isinstance(module, LoraLayer) for module in unet.modules()):
+            raise SfvgenError("this model has a memory already; detach() that one first")
+        self.config = config
+        # Fused attention can't be differentiated twice, either.
+        use_trainable_attention(unet)
+        try:
+            self._peft: PeftModel = get_peft_model(unet, peft_config(world_model, config))
+        except SfvgenError:
+            raise
+        except ValueError as error:
+            raise SfvgenError(
+                f"no layer of the model matches target_modules={config.target_modules!r}; "
+                "give a regular expression of its temporal layers"
+            ) from error
+        self._layers = {
+            name: module
+            for name, module in self._peft.named_modules()
+            if isinstance(module, _MemoryLayer)
+        }
+        self._draw(seed)
+
+    @torch.no_grad()
+    def _draw(self, seed: int) -> None:
+        """The start, the same on every device: A as LoRA's, B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self._layers.values():
+            a = layer.lora_A[_ADAPTER].weight
+            # LoRA's usual start: uniform with variance 1 / (3 fan_in).
+            bound = a[0].numel() ** -0.5
+            a.copy_(bound * (torch.rand(a.shape, generator=generator) * 2 - 1))
+            for code in getattr(layer, "lora_position_code", {}).values():
+                code.copy_(torch.randn(code.shape, generator=generator))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """A, the start of B, and the codes: what the slow-fast loop learns."""
+        for name, parameter in self._peft.named_parameters():
+            if "lora_" in name:
+                yield parameter
+
+    def start(self, num_memories: int) -> FastWeights:
+        """The fast weights of fresh memories; gradients reach the parameters they start at."""
+        fast = {}
+        for name, layer in self._layers.items():
+            factors = ("lora_A", "lora_B") if self.config.rule == "adam" else ("lora_B",)
+            for factor in factors:
+                weight = getattr(layer, factor)[_ADAPTER].weight
+                fast[f"{name}.{factor}.weight"] = weight.expand(num_memories, *weight.shape)
+        return fast
+
+    def place(self, fast: Mapping[str, Tensor] | None, chunks: Tensor | None = None) -> None:
+        """Let the model see these memories, or none.
+
+        Args:
+            fast: What `start` gives, or learnt from it.
+            chunks: `(memories,)`, the number of chunks that each has written.
+        """
+        for name, layer in self._layers.items():
+            if fast is None:
+                layer.place(None, None, None)
+            else:
+                layer.place(
+                    fast.get(f"{name}.lora_A.weight"), fast[f"{name}.lora_B.weight"], chunks
+                )
+
+    @contextmanager
+    def placed(self, fast: Mapping[str, Tensor], chunks: Tensor) -> Iterator[None]:
+        """Let the model see these memories for a while, and none afterwards."""
+        self.place(fast, chunks)
+        try:
+            yield
+        finally:
+            self.place(None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The slow parameters under PEFT's names."""
+        state: dict[str, Tensor] = get_peft_model_state_dict(self._peft)
+        return state
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        set_peft_model_state_dict(self._peft, tensors)
+
+    def peft_settings(self) -> LoraConfig:
+        """PEFT's own settings, for its `adapter_config.json`."""
+        return self._peft.peft_config[_ADAPTER]
+
+    def detach(self) -> None:
+        """Take the adapters out of the model again."""
+        self._peft.base_model.unload()

@@ -1,0 +1,163 @@
+"""The slow-fast learning loop: train a model to use what its memories hold (Algorithm 1b)."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.memory.adapter import Adapters
+from sfvgen_planner.memory.episodic import MEMORY_FOLDER, read_adapter, write_adapter
+from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
+from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
+from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.metrics_log import Metrics
+from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
+from sfvgen_planner.world_model.training import (
+    FINAL_FOLDER,
+    HELD_OUT_EVERY,
+    check_model,
+    load_models,
+    save_checkpoint,
+)
+
+
+def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -> Path:
+    """Run the recipe's stages one after another; resume whatever `out` holds already.
+
+    Args:
+        recipe: The memory, its curriculum and the optimisation.
+        data: Episode store made by `sfvgen collect`.
+        out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
+        init_from: The checkpoint folder that slow learning ended in. One that has been through a
+            loop of the same memory settings goes on from there.
+
+    Returns:
+        The finished checkpoint folder, with the trained adapters in `memory`.
+
+    Raises:
+        SfvgenError: The store is empty, does not fit the model or has nothing to recall, or `out`
+            can't be written or holds another run.
+        KeyboardInterrupt: The run was interrupted; the same call resumes it.
+    """
+    store = EpisodeStore.open(data)
+    models = load_models(init_from)
+    check_model(models.world_model, store)
+    prepare_folder(out)
+    torch.manual_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high")
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        # Without this, several processes on a machine without a GPU each train alone.
+        cpu=not torch.accelerator.is_available(),
+    )
+    model = models.world_model.to(accelerator.device)
+    table = FrameTable.from_store(store, accelerator.device)
+    held_out = None
+    if recipe.eval_every:
+        table, held_out = table.split(HELD_OUT_EVERY)
+        held_out = held_out.encoded(model)
+    table = table.encoded(model)
+    adapters = _attach(model, recipe, init_from)
+    if recipe.compile and accelerator.device.type == "cuda":
+        # One graph for all processes' gradients: they are too few to be worth splitting it.
+        torch._dynamo.config.optimize_ddp = False
+        # Writes, judged and ordinary windows have a graph each, and more in a further stage.
+        torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
+        model.unet.compile(dynamic=False)
+    for index, stage in enumerate(recipe.stages):
+        objective = SlowFastObjective(model, adapters, recipe.memory_config, stage.second_order)
+        _set_learning(objective, adapters, stage, recipe)
+        evaluation = None
+        if held_out is not None:
+            measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
+            evaluation = Evaluation(recipe.eval_every, measure)
+        batches = LoopBatches(table, model, recipe, stage)
+        draw_batch: DrawBatch = batches
+        if stage.stored_batches:
+            draw_batch = StoredBatches(batches, objective, stage)
+        train(
+            objective,
+            draw_batch,
+            stage.optimisation,
+            out / f"stage_{index}",
+            accelerator,
+            recipe.seed + index,
+            f"slow-fast loop {index + 1} of {len(recipe.stages)}",
+            evaluation,
+        )
+    final = out / FINAL_FOLDER
+    if accelerator.is_main_process:
+        tensors = {name: value.cpu().clone() for name, value in adapters.tensors().items()}
+        settings = partial(write_adapter, adapters=adapters, tensors=tensors)
+        adapters.detach()
+        save_checkpoint(models, final, lambda folder: settings(folder / MEMORY_FOLDER))
+    accelerator.wait_for_everyone()
+    return final
+
+
+def _attach(model: VideoWorldModel, recipe: LoopRecipe, init_from: Path) -> Adapters:
+    """Fresh adapters, or those that an earlier loop has trained."""
+    adapters = Adapters(model, recipe.memory_config, recipe.seed)
+    folder = init_from / MEMORY_FOLDER
+    if folder.is_dir():
+        tensors, config, _ = read_adapter(folder)
+        if config != recipe.memory_config:
+            raise SfvgenError(
+                f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
+                "them alike, or delete that folder to start afresh"
+            )
+        adapters.load(tensors)
+    return adapters
+
+
+def _set_learning(
+    objective: SlowFastObjective, adapters: Adapters, stage: LoopStage, recipe: LoopRecipe
+) -> None:
+    """Mark what the stage trains."""
+    objective.requires_grad_(not stage.adapters_only)
+    for parameter in adapters.parameters():
+        # With Adam every memory starts at the same untrained adapters, as in the paper.
+        parameter.requires_grad_(recipe.memory_config.rule == "normalised")
+
+
+def loop_metrics(objective: SlowFastObjective, batches: LoopBatches) -> Callable[[int], Metrics]:
+    """A function that measures the loop, each time on the same recalls with the same noise.
+
+    It returns for each number of chunks, and on average, the loss of the judged windows under the
+    episode's memory, under none and under another episode's.
+
+    Args:
+        objective: The loop's objective.
+        batches: Draws held-out batches.
+    """
+
+    def evaluate(step: int) -> Metrics:
+        metrics: dict[str, float] = {}
+        # A denoiser compiled for training would be compiled again for these shapes.
+        with torch.compiler.set_stance("force_eager"):
+            for chunks in batches.horizons:
+                generator = torch.Generator(batches.device).manual_seed(chunks)
+                writes, judged = batches.draw(chunks, generator, recall_share=1.0)
+                fast = {k: v.detach() for k, v in objective.write(writes).items()}
+                other = {name: value.roll(1, 0) for name, value in fast.items()}
+                with torch.no_grad():
+                    for name, (errors, counted) in {
+                        "with": objective.errors(fast, chunks, judged),
+                        "without": objective.slow.errors(judged),
+                        "of_another": objective.errors(other, chunks, judged),
+                    }.items():
+                        loss = (errors.sum() / counted.sum()).item()
+                        metrics[f"held_out_{name}_memory/{chunks}_chunks"] = loss
+        for name in ("with", "without", "of_another"):
+            key = f"held_out_{name}_memory"
+            values = [value for k, value in metrics.items() if k.startswith(f"{key}/")]
+            metrics[key] = float(sum(values) / len(values))
+        return dict(metrics)
+
+    return evaluate

@@ -1,0 +1,168 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.memory import MemoryConfig
+from sfvgen_planner.memory.adapter import Adapters, peft_config
+from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
+from sfvgen_planner.world_model import tiny_world_model
+
+CODED = MemoryConfig(
+    rank=3,
+    target_modules=TEMPORAL_VALUES,
+    position_code=True,
+    num_time_codes=4,
+    rule="normalised",
+)
+
+
+class Toy(nn.Module):
+    """One linear layer in the place of a denoiser."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 6)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def toy(num_cells=2):
+    model = Toy()
+    model.layer.num_cells = num_cells
+    config = MemoryConfig(
+        rank=3, target_modules="layer", position_code=True, num_time_codes=4, rule="normalised"
+    )
+    settings = peft_config(None, MemoryConfig(rank=3, target_modules="layer"))
+    settings.memory = config
+    adapted = get_peft_model(model, settings)
+    for parameter in adapted.parameters():
+        nn.init.normal_(parameter)
+    return adapted, adapted.base_model.model.layer
+
+
+@pytest.mark.parametrize("chunk", [0, 2, 3, 9])
+def test_the_layer_is_its_formula(chunk):
+    """B ((A h + P[cell]) * (1 + W[chunk]) + C[chunk]), token by token."""
+    adapted, layer = toy(num_cells=2)
+    fast = torch.randn(3, 6, 3)
+    layer.place(None, fast, torch.tensor([1, chunk, 0]))
+    # 3 memories of 2 samples of 2 cells, 4 frames.
+    x = torch.randn(12, 4, 5)
+    out = adapted(x)
+    a = layer.lora_A["default"].weight
+    for row in range(12):
+        memory, cell = row // 4, row % 2
+        code = min([1, chunk, 0][memory], 3)
+        for frame in range(4):
+            hidden = a @ x[row, frame] + layer.lora_position_code["default"][cell]
+            hidden = hidden * (1 + layer.lora_time_scale["default"][code])
+            hidden = hidden + layer.lora_time_shift["default"][code]
+            wanted = layer.base_layer(x[row, frame]) + fast[memory] @ hidden
+            assert torch.allclose(out[row, frame], wanted, atol=1e-5)
+
+
+def test_without_memory_in_place_the_layer_is_the_slow_one():
+    adapted, layer = toy()
+    x = torch.randn(4, 3, 5)
+    assert torch.equal(adapted(x), layer.base_layer(x))
+
+
+def test_a_batch_that_the_memories_cannot_share_is_told():
+    adapted, layer = toy()
+    layer.place(None, torch.randn(3, 6, 3), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(SfvgenError, match="3 memories"):
+        adapted(torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+def test_plain_adapters_are_those_of_peft(kind):
+    """One memory of the paper's kind, convolutions included, against PEFT's own LoRA."""
+    model, peer = tiny_world_model(denoiser=kind), tiny_world_model(denoiser=kind)
+    adapters = Adapters(model, MemoryConfig(rank=4))
+    get_peft_model(peer.unet, LoraConfig(r=4, lora_alpha=4, target_modules=TEMPORAL_LAYERS))
+    torch.manual_seed(0)
+    fast = {name: torch.randn_like(value) / 10 for name, value in adapters.start(1).items()}
+    adapters.place(fast, torch.tensor([1]))
+    parameters = dict(peer.unet.named_parameters())
+    for name, value in fast.items():
+        short = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+        parameters[short].data.copy_(value[0])
+    window = torch.randn(2, 4, 6, 4, 4)
+    given = (window, torch.tensor([500.0, 900.0]), 2, torch.randn(2, 3, 16))
+    with torch.no_grad():
+        ours, theirs = model.denoise(*given), peer.denoise(*given)
+        adapters.place(None)
+        slow = model.denoise(*given)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert (ours - slow).abs().max() > 1e-2
+
+
+def only_cell(layer, cell):
+    """A memory that speaks through the code of one cell."""
+    layer.lora_A["default"].weight.data.zero_()
+    code = layer.lora_position_code["default"].data
+    code.zero_()
+    code[cell] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("module", "side"), [("transformer_in", 4), ("mid_block.temp_attentions.0", 2)]
+)
+def test_the_unet_keeps_the_place_of_a_cell_at_both_resolutions(module, side):
+    model = tiny_world_model()
+    adapters = Adapters(model, CODED)
+    target = model.unet.get_submodule(module)
+    for cell in range(side * side):
+        layer = target.get_submodule("transformer_blocks.0.attn1.to_v")
+        only_cell(layer, cell)
+        seen = []
+        hook = target.register_forward_hook(lambda *args, seen=seen: seen.append(args[2][0]))
+        given = (torch.randn(2, 4, 3, 4, 4), torch.tensor([500.0] * 2), 1, torch.randn(2, 3, 16))
+        with torch.no_grad():
+            model.denoise(*given)
+            layer.place(
+                None, torch.ones(1, *layer.lora_B["default"].weight.shape), torch.tensor([1])
+            )
+            model.denoise(*given)
+        layer.place(None, None, None)
+        hook.remove()
+        change = (seen[1] - seen[0]).abs().amax(dim=(0, 1))
+        assert change.shape == (side, side)
+        assert change.flatten().nonzero().flatten().tolist() == [cell]
+    adapters.detach()
+
+
+def test_the_transformer_keeps_the_place_of_a_patch():
+    """After the last temporal block nothing mixes patches: the change shows in the output."""
+    model = tiny_world_model(denoiser="transformer")
+    Adapters(model, CODED)
+    layer = model.unet.temporal_transformer_blocks[1].attn1.to_v
+    given = (torch.randn(2, 4, 3, 4, 4), torch.tensor([500.0] * 2), 1, torch.randn(2, 3, 16))
+    for cell in range(4):
+        only_cell(layer, cell)
+        with torch.no_grad():
+            before = model.denoise(*given)
+            layer.place(None, torch.ones(1, 32, 3), torch.tensor([1]))
+            after = model.denoise(*given)
+        layer.place(None, None, None)
+        change = (after - before).abs().amax(dim=(0, 1, 2))
+        patches = change.unflatten(0, (2, 2)).unflatten(2, (2, 2)).amax(dim=(1, 3))
+        assert patches.flatten().nonzero().flatten().tolist() == [cell]
+
+
+def test_convolutions_take_no_codes():
+    config = MemoryConfig(target_modules=TEMPORAL_LAYERS, position_code=True)
+    with pytest.raises(SfvgenError, match="without convolutions"):
+        Adapters(tiny_world_model(), config)
+
+
+def test_tensors_can_be_put_back():
+    adapters = Adapters(tiny_world_model(denoiser="transformer"), CODED, seed=1)
+    other = Adapters(tiny_world_model(denoiser="transformer"), CODED, seed=2)
+    assert any("position_code" in name for name in adapters.tensors())
+    other.load(adapters.tensors())
+    for name, value in adapters.tensors().items():
+        assert torch.equal(other.tensors()[name], value)

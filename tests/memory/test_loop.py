@@ -1,0 +1,119 @@
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+
+from sfvgen_planner.cli.main import main
+from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory.loop_recipe import LoopRecipe
+from sfvgen_planner.memory.slow_fast import LoopBatches
+from sfvgen_planner.world_model import load_world_model
+
+RECIPE = """
+name: tiny
+mixed_precision: "no"
+eval_every: 2
+data:
+  sources:
+    - env_id: sfvgen/TabletopReturn-v0
+      policy: expert
+      episodes: 3
+      env_kwargs: {level: 1, recall: first}
+memory: {rank: 2, num_time_codes: 4, num_noise_draws: 1}
+recalls: {"^return": 1.0}
+stages:
+  - max_chunks: 2
+    num_memories: 2
+    samples_per_memory: 1
+    optimisation: {steps: 3, batch_size: 4, learning_rate: 1.0e-2}
+  - max_chunks: 1
+    num_memories: 2
+    samples_per_memory: 1
+    second_order: true
+    optimisation: {steps: 2, batch_size: 4, learning_rate: 1.0e-2}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    assert main(["collect", "--recipe", f"{folder}/recipe.yaml", "--out", f"{folder}/data"]) == 0
+    return folder
+
+
+def loop(folder, checkpoint, out, recipe="recipe.yaml"):
+    arguments = ["--recipe", f"{folder}/{recipe}", "--data", f"{folder}/data"]
+    return main(["loop", *arguments, "--init-from", str(checkpoint), "--out", f"{folder}/{out}"])
+
+
+@pytest.fixture(scope="module")
+def looped(folder, tiny_checkpoint):
+    assert loop(folder, tiny_checkpoint, "run") == 0
+    return folder / "run" / "model"
+
+
+def tensors(checkpoint):
+    model = load_world_model(checkpoint)
+    memory = EpisodicMemory.from_pretrained(model, checkpoint)
+    return {
+        name: value.clone()
+        for name, value in (*model.unet.state_dict().items(), *memory.state().items())
+    }
+
+
+def test_the_loop_ends_in_a_checkpoint_whose_memory_is_ours(folder, looped):
+    model = load_world_model(looped)
+    memory = EpisodicMemory.from_pretrained(model, looped)
+    assert memory.config == LoopRecipe.load(folder / "recipe.yaml").memory_config
+    assert any(value.any() for name, value in memory.state().items() if ".lora_B." in name)
+    for stage in (0, 1):
+        lines = (folder / f"run/stage_{stage}/metrics.jsonl").read_text().splitlines()
+        names = json.loads(lines[-1]).keys()
+        assert {"loss", "held_out_with_memory", "held_out_without_memory"} <= names
+    manifest = json.loads((looped / "manifest.json").read_text())["files"]
+    assert "memory/adapter_model.safetensors" in manifest
+
+
+def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
+    folder, looped, tiny_checkpoint, monkeypatch
+):
+    calls = 0
+    draw = LoopBatches.__call__
+
+    def interrupted(self, generator):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            signal.raise_signal(signal.SIGINT)
+        return draw(self, generator)
+
+    monkeypatch.setattr(LoopBatches, "__call__", interrupted)
+    assert loop(folder, tiny_checkpoint, "parts") == 130
+    assert not (folder / "parts/model").exists()
+    assert loop(folder, tiny_checkpoint, "parts") == 0
+    whole, parts = tensors(looped), tensors(folder / "parts/model")
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, capsys):
+    first = RECIPE.split("  - max_chunks: 1")[0]
+    (folder / "further.yaml").write_text(first.replace("1.0e-2", "1.0e-9"))
+    assert loop(folder, looped, "further", "further.yaml") == 0
+    before, after = tensors(looped), tensors(folder / "further/model")
+    assert all(torch.allclose(after[k].float(), v.float(), atol=1e-3) for k, v in before.items())
+    (folder / "other.yaml").write_text(first.replace("rank: 2", "rank: 3"))
+    assert loop(folder, looped, "other", "other.yaml") == 2
+    assert "other settings than the recipe" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_told(folder, tiny_checkpoint, capsys):
+    assert loop(folder, folder / "nowhere", "nothing") == 2
+    assert "no model called" in capsys.readouterr().err
+    copy = folder / "broken"
+    shutil.copytree(tiny_checkpoint, copy)
+    shutil.rmtree(copy / "inverse_dynamics")
+    assert loop(folder, copy, "nothing") == 2
+    assert "inverse" in capsys.readouterr().err

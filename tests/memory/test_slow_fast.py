@@ -1,0 +1,311 @@
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.memory import MEMORY_VARIANTS
+from sfvgen_planner.memory.adapter import Adapters
+from sfvgen_planner.memory.loop import loop_metrics
+from sfvgen_planner.memory.loop_recipe import LoopRecipe
+from sfvgen_planner.memory.slow_fast import (
+    LoopBatches,
+    SlowFastObjective,
+    StoredBatches,
+    episode_begins,
+)
+from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.trainer import train
+
+INSTRUCTIONS = ["", "put it away", "return the cube", "put it back"]
+
+
+def recipe(**changes):
+    stage = {
+        "max_chunks": 4,
+        "num_memories": 6,
+        "optimisation": {"steps": 3, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 0},
+    }
+    values = {
+        "name": "test",
+        "mixed_precision": "no",
+        "data": {"sources": [{"env_id": "x", "policy": "expert", "episodes": 1}]},
+        "memory": {"rank": 4, "num_time_codes": 3, "num_noise_draws": 2},
+        "recalls": {"^return": 1.0, "back$": 3.0},
+        "recall_share": 1.0,
+        "stages": [{**stage, **changes.pop("stage", {})}],
+    }
+    return LoopRecipe.model_validate({**values, **changes})
+
+
+def told_table(segments, seed=0):
+    """Episodes of random latents; each is a list of (instruction, steps)."""
+    frames, ids, remaining, elapsed = [], [], [], []
+    generator = torch.Generator().manual_seed(seed)
+    for episode in segments:
+        steps = sum(count for _, count in episode)
+        frames.append(torch.randn(steps + 1, 4, 4, 4, generator=generator))
+        ids += [number for number, count in episode for _ in range(count)] + [0]
+        elapsed += [step for _, count in episode for step in range(count)] + [0]
+        remaining += range(steps, -1, -1)
+    return FrameTable(
+        frames=torch.cat(frames),
+        actions=torch.zeros(len(ids), 4),
+        instruction_ids=torch.tensor(ids),
+        remaining=torch.tensor(remaining),
+        elapsed=torch.tensor(elapsed),
+        instructions=INSTRUCTIONS,
+    )
+
+
+# Recalls from steps 10, 18 and 26 on, and at most 8 later: after 1 to 4 whole chunks of 8.
+TABLE = told_table(
+    [
+        [(1, 10), (2, 13)],
+        [(1, 9), (1, 9), (3, 13)],
+        [(1, 13), (1, 13), (2, 13)],
+        [(1, 12)],
+    ]
+)
+
+
+@pytest.fixture
+def model():
+    return tiny_world_model(denoiser="transformer")
+
+
+def rows_of(latents, table):
+    """The row of each frame, `(..., frames)`, for latents `(..., channels, frames, h, w)`."""
+    known = {frame.numpy().tobytes(): row for row, frame in enumerate(table.frames)}
+    flat = latents.movedim(-4, -3).flatten(0, -4)
+    rows = [known[frame.contiguous().numpy().tobytes()] for frame in flat]
+    return np.array(rows).reshape(*latents.shape[:-4], latents.shape[-3])
+
+
+def test_every_whole_chunk_before_the_judged_window_is_written(model):
+    """As the memory is written in use: chunk i is frames 8 i + 1 .. 8 i + 8 behind 4 past ones."""
+    draw = LoopBatches(TABLE, model, recipe(), recipe().stages[0])
+    assert draw.horizons == [1, 2, 3, 4]
+    begins = episode_begins(TABLE)
+    for chunks in draw.horizons:
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            writes, judged = draw.draw(chunks, generator)
+            written, shown = rows_of(writes.windows, TABLE), rows_of(judged.latents, TABLE)
+            assert shown.shape == (12, 12)
+            assert (shown[0::2] == shown[1::2]).all()
+            for memory in range(6):
+                window = shown[2 * memory]
+                begin = int(begins[window[0]])
+                for index in range(chunks):
+                    wanted = begin + 8 * index + np.arange(-3, 9)
+                    assert written[index, memory].tolist() == np.maximum(wanted, begin).tolist()
+                present = window[3] - begin
+                assert 8 * chunks <= present < 8 * chunks + 8
+
+
+def test_judged_windows_follow_a_recall_that_has_just_come(model):
+    settings = recipe(max_elapsed=2)
+    draw = LoopBatches(TABLE, model, settings, settings.stages[0])
+    tokens = model.tokenize(INSTRUCTIONS)
+    for chunks, seed in itertools.product(draw.horizons, range(5)):
+        _, judged = draw.draw(chunks, torch.Generator().manual_seed(seed))
+        for tokens_of, rows in zip(judged.token_ids, rows_of(judged.latents, TABLE), strict=True):
+            number = int(TABLE.instruction_ids[rows[3]])
+            assert INSTRUCTIONS[number] in ("return the cube", "put it back")
+            assert TABLE.elapsed[rows[3]] <= 2
+            assert torch.equal(tokens_of, tokens[number])
+        assert not judged.actions_given.any()
+        assert judged.context_given.all()
+
+
+def test_kinds_of_recall_come_as_often_as_asked(model):
+    table = told_table([[(1, 10), (2, 13)]] * 9 + [[(1, 10), (3, 13)]])
+    draw = LoopBatches(table, model, recipe(), recipe().stages[0])
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(100):
+        _, judged = draw.draw(1, generator)
+        found += table.instruction_ids[rows_of(judged.latents[::2], table)[:, 3]].tolist()
+    assert np.mean(np.array(found) == 3) == pytest.approx(0.75, abs=0.06)
+
+
+def test_memories_are_written_near_pure_noise_without_any_condition(model, monkeypatch):
+    settings = recipe()
+    adapters = Adapters(model, settings.memory_config)
+    calls = []
+    denoise = model.denoise
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return denoise(*arguments)
+
+    monkeypatch.setattr(model, "denoise", spy)
+    objective = SlowFastObjective(model, adapters, settings.memory_config)
+    draw = LoopBatches(TABLE, model, settings, settings.stages[0])
+    writes, _ = draw.draw(2, torch.Generator().manual_seed(0))
+    objective.write(writes)
+    assert len(calls) == 2
+    empty = model.encode_instructions([""])
+    for _, timesteps, _, text_states, actions, actions_given, context_given in calls:
+        assert timesteps.min() >= 950
+        assert timesteps.max() <= 1000
+        assert torch.allclose(text_states, empty.expand_as(text_states), atol=1e-6)
+        assert not actions.any()
+        assert not actions_given.any()
+        assert not context_given.any()
+
+
+def test_ordinary_samples_are_imagined_without_memory(model):
+    """Their loss is that of slow learning alone, whatever the memories hold."""
+    settings = recipe()
+    adapters = Adapters(model, settings.memory_config)
+    objective = SlowFastObjective(model, adapters, settings.memory_config)
+    draw = LoopBatches(TABLE, model, settings, settings.stages[0])
+    writes, judged, slow = draw(torch.Generator().manual_seed(0))
+    assert len(slow.latents) == 12
+    loss = objective(writes, judged, slow).item()
+    errors, counted = objective.errors(objective.write(writes), len(writes.windows), judged)
+    plain = tiny_world_model(denoiser="transformer")
+    plain_errors, plain_counted = SlowFastObjective(
+        plain, Adapters(plain, settings.memory_config), settings.memory_config
+    ).slow.errors(slow)
+    total = errors.sum() + plain_errors.sum()
+    assert loss == pytest.approx((total / (counted.sum() + plain_counted.sum())).item(), rel=1e-5)
+
+
+def test_adapters_alone_can_be_trained(model, tmp_path):
+    settings = recipe(stage={"adapters_only": True, "optimisation": optimisation(batch_size=12)})
+    run(model, settings, tmp_path, TABLE)
+    fresh = tiny_world_model(denoiser="transformer").unet.state_dict()
+    changed = set()
+    for name, value in model.unet.state_dict().items():
+        if ".lora_" in name:
+            changed.add(name.split(".lora_")[1].split(".")[0])
+        else:
+            assert torch.equal(value, fresh[name.replace(".base_layer", "")])
+    assert changed == {"A", "B", "position_code", "time_scale", "time_shift"}
+
+
+def test_stored_memories_stay_for_a_round(model):
+    """The paper's loop: new memories only as a round begins, new noise in each step."""
+    settings = recipe(stage={"stored_batches": 2, "steps_per_round": 4})
+    stage = settings.stages[0]
+    adapters = Adapters(model, settings.memory_config)
+    objective = SlowFastObjective(model, adapters, settings.memory_config)
+    draw = StoredBatches(LoopBatches(TABLE, model, settings, stage), objective, stage)
+    rounds = [[draw(torch.Generator().manual_seed(n + m)) for n in range(4)] for m in (0, 4)]
+    held = [{id(batch.writes.fast) for batch in batches} for batches in rounds]
+    assert len(held[0]) <= 2
+    assert not held[0] & held[1]
+    noises = [batch.judged.noise for batches in rounds for batch in batches]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(noises, 2))
+    begins = episode_begins(TABLE)
+    for batch in rounds[0]:
+        last = rows_of(batch.judged.latents, TABLE)[:, 3]
+        before = (torch.from_numpy(last) - begins[last]) // 8
+        assert (before == batch.writes.num_chunks).all()
+        assert not any(value.requires_grad for value in batch.writes.fast.values())
+        objective(*batch)
+
+
+def optimisation(**changes):
+    return {"steps": 3, "batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 0, **changes}
+
+
+def run(model, settings, folder, table):
+    stage = settings.stages[0]
+    adapters = Adapters(model, settings.memory_config)
+    objective = SlowFastObjective(model, adapters, settings.memory_config, stage.second_order)
+    objective.requires_grad_(not stage.adapters_only)
+    for parameter in adapters.parameters():
+        parameter.requires_grad_(True)
+    train(
+        objective,
+        LoopBatches(table, model, settings, stage),
+        stage.optimisation,
+        folder,
+        Accelerator(cpu=True, mixed_precision="no"),
+        0,
+        "test",
+    )
+    return objective
+
+
+def hidden_places(episodes, seed):
+    """Something stands in one of four patches, is out of sight, and is to be returned there.
+
+    Frames 0 to 8 show it, frames 9 to 12, which are the context, do not, and from frame 13 on it
+    is back; nothing but memory tells where.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    table = told_table([[(1, 12), (2, 12)]] * episodes, seed)
+    frames = torch.full((episodes, 25, 4, 4, 4), -0.3)
+    for episode, place in enumerate(torch.randint(4, (episodes,), generator=generator).tolist()):
+        row, column = 2 * (place // 2), 2 * (place % 2)
+        frames[episode, :9, :, row : row + 2, column : column + 2] = 1.2
+        frames[episode, 13:, :, row : row + 2, column : column + 2] = 1.2
+    return type(table)(**{**vars(table), "frames": frames.flatten(0, 1)})
+
+
+def test_the_loop_teaches_the_model_to_remember(model, tmp_path):
+    settings = recipe(
+        max_elapsed=0,
+        memory={"rank": 8, "num_time_codes": 3},
+        conditions={"actions": 0, "single_past_frame": 0},
+        stage={
+            "num_memories": 8,
+            "optimisation": optimisation(
+                steps=70, batch_size=32, learning_rate=3e-3, ema_decay=0.9, warmup_steps=10
+            ),
+        },
+    )
+    objective = run(model, settings, tmp_path, hidden_places(100, seed=0))
+    stage = settings.stages[0].model_copy(update={"num_memories": 64})
+    unseen = LoopBatches(hidden_places(100, seed=1), model, settings, stage)
+    measured = loop_metrics(objective, unseen)(0)
+    assert measured["held_out_with_memory"] < 0.5 * measured["held_out_without_memory"]
+    assert measured["held_out_with_memory"] < 0.5 * measured["held_out_of_another_memory"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variant": "none"}, "no memory to train"),
+        ({"variant": "nothing"}, "no memory variant"),
+        ({"variant": "no_local_rule", "memory": {}}, "another variant"),
+        ({"memory": {"size": 3}}, "size"),
+        ({"memory": {"rank": -1}}, "rank"),
+        ({"recalls": {"(": 1.0}}, "regular expression"),
+        ({"recalls": {}}, "recalls"),
+        ({"stage": {"samples_per_memory": 4}}, "at least 48"),
+        ({"stage": {"adapters_only": True}}, "adapters only"),
+        ({"stage": {"max_chunks": 0}}, "max_chunks"),
+        ({"stage": {"second_order": True, "stored_batches": 2}}, "frozen"),
+    ],
+)
+def test_bad_recipes_are_told(changes, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        recipe(**changes)
+
+
+def test_a_store_with_nothing_to_recall_is_told(model):
+    with pytest.raises(SfvgenError, match="no instruction matches recalls"):
+        LoopBatches(told_table([[(1, 20)]]), model, recipe(), recipe().stages[0])
+
+
+def test_the_shipped_recipe_is_one():
+    path = Path(__file__).parents[2] / "recipes" / "tabletop_memory.yaml"
+    changed = LoopRecipe.load(path, ["stages.1.max_chunks=7", "memory.rank=8"])
+    assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4, 8]
+    assert changed.memory_config.rank == 8
+    for change in ("stages.9.max_chunks=7", "stages.first.max_chunks=7", "stages.0=1"):
+        with pytest.raises(SfvgenError, match=re.escape(change)):
+            LoopRecipe.load(path, [change])
+    settings = LoopRecipe.load(path)
+    assert [stage.second_order for stage in settings.stages] == [False, False, True, True]
+    assert settings.memory_config == MEMORY_VARIANTS["ours"]
