@@ -1,0 +1,328 @@
+"""The memory bank against what was put in, killed processes and damaged files."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.memory import EpisodicMemory, MemoryBank
+from sfvgen_planner.world_model import tiny_world_model
+from tests.tiny_env import RandomPictureEnv
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_world_model()
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def state(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "layer.lora_A.weight": torch.randn(4, 8, generator=generator),
+        "num_writes": torch.tensor(seed),
+    }
+
+
+def chunk(seed):
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    actions = rng.normal(size=(8, 4)).astype(np.float32)
+    return frames, actions, [f"put ü {seed}"] * 8, state(seed)
+
+
+def record(bank, seed, num_chunks):
+    writer = bank.begin(picture(seed))
+    for index in range(num_chunks):
+        writer.append(*chunk(100 * seed + index))
+    writer.close()
+    return writer
+
+
+def assert_holds(episode, seed, num_chunks):
+    assert len(episode) == num_chunks
+    assert np.array_equal(episode.first_frame(), picture(seed))
+    for index in range(num_chunks):
+        frames, actions, instructions, memory = chunk(100 * seed + index)
+        stored = episode.chunk(index)
+        assert np.array_equal(stored.frames, frames)
+        assert np.array_equal(stored.actions, actions)
+        assert stored.instructions == instructions
+        found = episode.state(index)
+        assert found.keys() == memory.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in memory.items())
+
+
+def test_what_was_put_in_comes_back(tmp_path, model):
+    with MemoryBank(tmp_path / "new" / "bank", model) as bank:
+        for seed in range(3):
+            record(bank, seed, seed + 1)
+    for mode in ("r", "a"):
+        bank = MemoryBank(tmp_path / "new" / "bank", model, mode=mode)
+        assert len(bank) == 3
+        for seed, episode in enumerate(bank):
+            assert_holds(episode, seed, seed + 1)
+        assert bank[-1].state()["num_writes"] == 202
+        bank.close()
+    with pytest.raises(IndexError):
+        bank[0].chunk(1)
+
+
+def test_other_programs_read_the_files(tmp_path, model):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 1, 1)
+    tensors = load_file(tmp_path / "episodes" / "00000000" / "chunk_00000.safetensors")
+    frames, _, _, memory = chunk(100)
+    assert np.array_equal(tensors["frames"].numpy(), frames)
+    assert torch.equal(tensors["memory.layer.lora_A.weight"], memory["layer.lora_A.weight"])
+
+
+def test_episodes_are_recorded_side_by_side(tmp_path, model):
+    bank = MemoryBank(tmp_path, model)
+    writers = [bank.begin(picture(seed)) for seed in range(2)]
+    for index in range(2):
+        for seed in (1, 0):
+            writers[seed].append(*chunk(100 * seed + index))
+    for seed, episode in enumerate(bank):
+        assert_holds(episode, seed, 2)
+    bank.close()
+    with pytest.raises(SfvgenError, match="closed"):
+        writers[0].append(*chunk(0))
+
+
+def endless(path, progress):
+    with MemoryBank(path, tiny_world_model(), max_bytes=1_200_000) as bank:
+        for seed in range(1_000_000):
+            record(bank, seed, 3)
+            progress.value = seed + 1
+
+
+def test_a_process_killed_at_any_moment_leaves_whole_chunks(tmp_path, model):
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch", "diffusers", "transformers", "peft"])
+    progress = processes.Value("i", 0)
+    highest = -1
+    for round_ in range(3):
+        path = tmp_path / "bank"
+        progress.value = 0
+        process = processes.Process(target=endless, args=(path, progress))
+        process.start()
+        while progress.value < 8:  # long enough that episodes are dropped all the time
+            time.sleep(0.001)
+        time.sleep(0.0007 * round_)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for mode in ("r", "a"):
+            with MemoryBank(path, model, max_bytes=1_200_000, mode=mode) as bank:
+                assert len(bank) >= 3
+                assert bank[-1].number > highest
+                # Each process counts its seeds from 0: all but the last one's number tells them.
+                for episode in bank:
+                    seed = int(episode.state(0)["num_writes"]) // 100
+                    assert_holds(episode, seed, len(episode))
+                    assert len(episode) == 3 or episode is bank[-1]
+        highest = bank[-1].number
+        assert not list(path.rglob(".*"))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, -1])
+def test_a_file_cut_short_ends_the_episode_before_it(tmp_path, model, keep):
+    with MemoryBank(tmp_path, model) as bank:
+        for seed in range(3):
+            record(bank, seed, 3)
+    files = sorted((tmp_path / "episodes" / "00000001").glob("chunk*"))
+    files[1].write_bytes(files[1].read_bytes()[:keep])
+    first = tmp_path / "episodes" / "00000002" / "chunk_00000.safetensors"
+    first.write_bytes(first.read_bytes()[:keep])
+    for mode in ("r", "a"):
+        with MemoryBank(tmp_path, model, mode=mode) as bank:
+            assert len(bank) == 2
+            assert_holds(bank[0], 0, 3)
+            assert_holds(bank[1], 1, 1)
+
+
+def test_a_bank_that_was_killed_while_it_was_made_is_made_anew(tmp_path, model):
+    (tmp_path / "bank" / "episodes").mkdir(parents=True)
+    (tmp_path / "bank" / ".bank.json.x7.json").write_text("{")
+    with MemoryBank(tmp_path / "bank", model) as bank:
+        record(bank, 0, 1)
+    assert len(MemoryBank(tmp_path / "bank", model, mode="r")) == 1
+
+
+def test_the_oldest_episodes_make_room_but_never_those_being_written(tmp_path, model):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+        one = bank.num_bytes
+    bank = MemoryBank(tmp_path, model, max_bytes=int(4.5 * one))
+    long = bank.begin(picture(1))
+    long.append(*chunk(100))
+    for seed in range(2, 6):
+        record(bank, seed, 1)
+        assert bank.num_bytes <= 4.5 * one
+    assert [episode.number for episode in bank] == [1, 3, 4, 5]
+    for index in range(1, 6):
+        long.append(*chunk(100 + index))
+    # One episode alone exceeds the limit: it stays whole, and alone.
+    assert [episode.number for episode in bank] == [1]
+    assert_holds(bank[0], 1, 6)
+    long.close()
+    record(bank, 6, 1)
+    assert [episode.number for episode in bank] == [6]
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "episodes").rglob("*.safetensors"))
+    assert bank.num_bytes == on_disk
+    bank.close()
+    # Numbers are not used again.
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 7, 1)
+        assert [episode.number for episode in bank] == [6, 7]
+
+
+def test_memories_of_other_weights_are_refused_but_their_frames_are_not(tmp_path, model):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+    other = tiny_world_model(seed=1)
+    bank = MemoryBank(tmp_path, other)
+    with pytest.raises(SfvgenError, match="other slow weights"):
+        bank[0].state()
+    assert np.array_equal(bank[0].chunk(0).frames, chunk(0)[0])
+    assert bank.nearest(picture(0)) is None
+    record(bank, 0, 1)
+    assert bank.nearest(picture(0)).episode.number == 1
+    bank.close()
+
+
+def test_an_attached_memory_does_not_make_it_another_model(tmp_path):
+    model = tiny_world_model()
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+    memory = EpisodicMemory(model, learning_rate=1e-2)
+    memory.write(chunk(0)[0][:4], chunk(1)[0])
+    assert bank[0].model == MemoryBank(tmp_path, model, mode="r").model_fingerprint
+
+
+def test_nearest_is_the_least_root_mean_square_of_the_latents(tmp_path, model):
+    bank = MemoryBank(tmp_path, model)
+    assert bank.nearest(picture(0)) is None
+    for seed in range(4):
+        record(bank, seed, 1)
+    frame = picture(9)
+    found = bank.nearest(frame)
+    latents = model.encode(np.stack([frame, *(picture(seed) for seed in range(4))])[:, None])
+    difference = latents[1:] - latents[:1]
+    distances = [float(np.sqrt(np.mean(np.square(one.numpy())))) for one in difference]
+    assert found.episode.number == int(np.argmin(distances))
+    assert found.distance == pytest.approx(min(distances), rel=1e-4)
+    same = bank.nearest(picture(2))
+    assert same.episode.number == 2
+    assert same.distance == pytest.approx(0, abs=1e-4)
+    assert same.is_same_scene
+    assert torch.equal(same.state()["num_writes"], torch.tensor(200))
+    bank.close()
+    strict = MemoryBank(tmp_path, model, same_scene_distance=0.0, mode="r")
+    assert not strict.nearest(picture(9)).is_same_scene
+
+
+def test_an_episode_being_written_is_not_its_own_past(tmp_path, model):
+    bank = MemoryBank(tmp_path, model)
+    writer = bank.begin(picture(0))
+    writer.append(*chunk(0))
+    assert bank.nearest(picture(0)) is None
+    writer.close()
+    assert bank.nearest(picture(0)).episode.number == 0
+    bank.close()
+
+
+def test_bad_input_is_told(tmp_path, model):
+    with pytest.raises(SfvgenError, match="no memory bank"):
+        MemoryBank(tmp_path / "none", model, mode="r")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").touch()
+    with pytest.raises(SfvgenError, match=r"holds thesis\.txt"):
+        MemoryBank(foreign, model)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+    with pytest.raises(SfvgenError, match="max_bytes"):
+        MemoryBank(tmp_path / "bank", model, max_bytes=0)
+    with pytest.raises(SfvgenError, match="same_scene_distance"):
+        MemoryBank(tmp_path / "bank", model, same_scene_distance=-1)
+    bank = MemoryBank(tmp_path / "bank", model)
+    with pytest.raises(SfvgenError, match="another process"):
+        MemoryBank(tmp_path / "bank", model)
+    reader = MemoryBank(tmp_path / "bank", model, mode="r")
+    with pytest.raises(SfvgenError, match="mode='a'"):
+        reader.begin(picture(0))
+    writer = bank.begin(picture(0))
+    frames, actions, instructions, memory = chunk(0)
+    with pytest.raises(SfvgenError, match="frames must be uint8"):
+        writer.append(frames[:, :32], actions, instructions, memory)
+    with pytest.raises(SfvgenError, match="as many actions"):
+        writer.append(frames, actions[:7], instructions, memory)
+    bank.close()
+    assert len(MemoryBank(tmp_path / "bank", model)) == 0
+    (tmp_path / "bank" / "bank.json").write_text('{"format": "sfvgen-memory-bank", "version": 9}')
+    with pytest.raises(SfvgenError, match="version 9"):
+        MemoryBank(tmp_path / "bank", model, mode="r")
+
+
+def test_a_dropped_episode_is_told(tmp_path, model):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+        reader = MemoryBank(tmp_path, model, mode="r")
+        bank.max_bytes = 1
+        record(bank, 1, 1)
+    with pytest.raises(SfvgenError, match="dropped"):
+        reader[0].state()
+
+
+def test_an_episode_of_a_known_scene_starts_from_its_memory(tmp_path):
+    """The wrapper records each episode and starts a scene's second one where the first ended."""
+    model = tiny_world_model()
+    memory = EpisodicMemory(model, learning_rate=1e-2, num_steps=1, num_noise_draws=1)
+    empty = memory.state()
+    # The latents of an untrained autoencoder hardly differ.
+    with MemoryBank(tmp_path, model, same_scene_distance=1e-3) as bank:
+        env = ImaginationWrapper(RandomPictureEnv(), model, memory, bank=bank)
+        frames = [env.reset(seed=0)[0]]
+        assert env.recalled is None
+        actions = np.random.default_rng(0).uniform(-1, 1, (20, 4)).astype(np.float32)
+        states = []
+        for step, action in enumerate(actions):
+            frames.append(env.step(action)[0])
+            if step % 8 == 7:
+                states.append(memory.state())
+        env.reset(seed=1)
+        assert env.recalled is None
+        assert_same(memory.state(), empty)
+        (episode,) = bank
+        assert len(episode) == 2  # the last 4 steps made no chunk
+        assert np.array_equal(episode.first_frame(), frames[0])
+        for index in range(2):
+            rows = slice(8 * index, 8 * index + 8)
+            stored = episode.chunk(index)
+            assert np.array_equal(stored.frames, np.stack(frames[1:])[rows])
+            assert np.array_equal(stored.actions, actions[rows])
+            assert stored.instructions == [f"step {step}" for step in range(20)][rows]
+            assert_same(episode.state(index), states[index])
+        env.reset(seed=0)
+        assert env.recalled.episode.number == episode.number
+        assert_same(memory.state(), states[-1])
+        env.close()
+    # Neither short episode left anything behind.
+    assert len(MemoryBank(tmp_path, model, mode="r")) == 1
+    with pytest.raises(SfvgenError, match="give a memory"):
+        ImaginationWrapper(RandomPictureEnv(), model, bank=bank)
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], tensor) for name, tensor in right.items())
