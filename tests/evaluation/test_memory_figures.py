@@ -15,6 +15,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import memory as evaluation
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
+from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_horizon
 from sfvgen_planner.evaluation.memory_variants import (
     VARIANTS,
     TrialMemories,
@@ -193,16 +194,17 @@ def imagine(model, trials, variant):
     )
 
 
-def run(out, checkpoint, *options):
-    command = ["eval", "memory", "--model", str(checkpoint), "--device", "cpu", "--out", str(out)]
-    assert main([*command, "--recalls", "first", "--horizons", "1", *options]) == 0
+def run(out, checkpoint, only, **settings):
+    config = MemoryConfig.of(str(checkpoint), "cpu", num_episodes=settings.pop("num_episodes"))
+    small = {"recalls": ("first",), "horizons": (1,), "num_inference_steps": 1}
+    config = replace(config, guidance_scale=1.0, **small, **settings)
+    measure(out, config, FIGURES, only)
     return json.loads(out.read_text())["figures"]
 
 
-def test_every_variant_is_imagined_on_the_same_episodes_and_drawn(tmp_path, tiny_checkpoint, quick):
-    plot = tmp_path / "memory.png"
-    options = ["--episodes", "2", "--only", "open_loop_error_px", "--plot", str(plot)]
-    rows = run(tmp_path / "memory.json", tiny_checkpoint, *options)
+def test_every_variant_is_imagined_on_the_same_episodes(tmp_path, tiny_checkpoint, quick):
+    out = tmp_path / "memory.json"
+    rows = run(out, tiny_checkpoint, ["open_loop_error_px"], num_episodes=2)
     for name in ("open_loop_error_px", "open_loop_hit_rate_2px"):
         found = [row for row in rows if row["name"] == name]
         assert [row["variant"] for row in found] == list(VARIANTS)
@@ -215,14 +217,25 @@ def test_every_variant_is_imagined_on_the_same_episodes_and_drawn(tmp_path, tiny
             assert paired["value"] == pytest.approx(row["value"] - found[0]["value"])
             assert paired["reference"] == "none"
     assert len({tuple(row["seeds"]) for row in rows}) == 1
+
+
+def test_the_command_measures_and_draws(tmp_path, tiny_checkpoint, capsys):
+    out, plot = tmp_path / "memory.json", tmp_path / "memory.png"
+    command = ["eval", "memory", "--model", str(tiny_checkpoint), "--device", "cpu"]
+    what = ["--variants", "none", "--recalls", "previous", "--horizons", "1", "--episodes", "1"]
+    files = ["--out", str(out), "--plot", str(plot)]
+    assert main([*command, *what, *files, "--only", "open_loop_error_px"]) == 0
+    (row,) = (r for r in json.loads(out.read_text())["figures"] if r["name"] == FIGURE)
+    assert (row["variant"], row["recall"], row["horizon"]) == ("none", "previous", 1)
+    assert f"{FIGURE} {row['value']:.4g} px of 64" in capsys.readouterr().out
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkeypatch):
     monkeypatch.setattr(evaluation, "MANY_STEPS", 6)
     names = [name for name in FIGURES if not name.startswith("open_loop")]
-    only = ["--variants", "none", "temp_lora", "anchor_frame", "--only", *names]
-    rows = run(tmp_path / "memory.json", tiny_checkpoint, "--episodes", "1", *only)
+    variants = ("none", "temp_lora", "anchor_frame")
+    rows = run(tmp_path / "a.json", tiny_checkpoint, names, variants=variants, num_episodes=1)
     # Peak memory is known of GPUs only.
     assert set(names) - {row["name"] for row in rows} == {"fast_learning_memory_overhead"}
     assert all(np.isfinite(row["value"]) for row in rows)
@@ -232,7 +245,7 @@ def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkey
     assert told["distance_ratio_no_temp_lora"] == ["temp_lora"]
     assert told["state_kb"] == ["temp_lora"]
     steps = [r["num_inference_steps"] for r in rows if r["name"] == "fast_learning_time_overhead"]
-    assert steps == [6, 4]
+    assert steps == [6, 1]
 
 
 def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):
@@ -244,11 +257,7 @@ def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):
     assert figure.value * 1000 == 4 * numbers + 8  # and the count of the writes
 
 
-def test_an_interrupted_run_keeps_the_variants_that_are_done(
-    tmp_path, tiny_checkpoint, monkeypatch
-):
-    config = MemoryConfig.of(str(tiny_checkpoint), "cpu", num_episodes=1)
-    config = replace(config, variants=("none", "anchor_frame"), recalls=("first",), horizons=(1,))
+def test_an_interrupted_run_keeps_what_is_done(tmp_path, tiny_checkpoint, monkeypatch):
     real, calls = evaluation.imagine_returns, []
 
     def interrupted(*args, **kwargs):
@@ -258,8 +267,9 @@ def test_an_interrupted_run_keeps_the_variants_that_are_done(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(evaluation, "imagine_returns", interrupted)
+    chosen = {"only": ["open_loop_error_px"], "variants": ("none", "anchor_frame")}
     with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "a.json", config, FIGURES, ["open_loop_error_px"])
+        run(tmp_path / "a.json", tiny_checkpoint, **chosen, num_episodes=1)
     rows = json.loads((tmp_path / "a.json").read_text())["figures"]
     assert [(row["name"], row["variant"]) for row in rows] == [
         ("open_loop_error_px", "none"),
@@ -283,8 +293,6 @@ def test_unknown_choices_are_one_sentence(tmp_path, capsys, option, words):
 
 
 def test_a_plot_without_figures_is_one_sentence(tmp_path):
-    from sfvgen_planner.evaluation.memory_plot import plot_error_against_horizon
-
     with pytest.raises(SfvgenError, match="has no open_loop_error_px"):
         plot_error_against_horizon(tmp_path / "none.json", tmp_path / "a.png")
 
