@@ -293,7 +293,9 @@ class MemoryBank:
 
     def _clean(self) -> None:
         """Remove what a killed process left: unfinished files, half-dropped or empty episodes."""
-        for folder in self._episodes_folder.iterdir():
+        for file in self.path.glob(f".{_DESCRIPTION_FILE}.*"):
+            file.unlink()
+        for folder in list(self._episodes_folder.iterdir()):
             if folder.name.startswith(_DROPPED_PREFIX):
                 shutil.rmtree(folder)
                 continue
