@@ -34,17 +34,25 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
             "the plot needs matplotlib: pip install 'sfvgen-planner[report]'"
         ) from error
     recalls = sorted({row["recall"] for row in rows})
+    horizons = sorted({row["horizon"] for row in rows})
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
     figure = Figure(figsize=(1 + 4 * len(recalls), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(recalls), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(recalls), sharex=True, sharey=True, squeeze=False)[0]
+    lines = {}
     for panel, recall in zip(panels, recalls, strict=True):
-        for variant in dict.fromkeys(row["variant"] for row in rows):
-            _draw_line(panel, [r for r in rows if (r["recall"], r["variant"]) == (recall, variant)])
+        for place, variant in enumerate(variants):
+            chosen = [row for row in rows if (row["recall"], row["variant"]) == (recall, variant)]
+            if chosen:
+                # Beside each other, so that no interval hides another.
+                shift = 0.06 * (place - (len(variants) - 1) / 2)
+                label = variant.replace("_", " ")
+                lines[label] = _draw_line(panel, chosen, shift, color=f"C{place}")
         panel.set_title(f"asked for the {recall} place")
         panel.set_xlabel("memory horizon [chunks]")
+        panel.set_xticks(horizons)
         panel.set_ylim(bottom=0)
-        panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("error of the imagined place [px of 64]")
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
     try:
         with replacing(out) as temporary:
             figure.savefig(temporary, dpi=150)
@@ -52,13 +60,10 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
         raise SfvgenError(f"cannot write the plot {out} ({error})") from error
 
 
-def _draw_line(panel: Any, rows: Sequence[dict[str, Any]]) -> None:
-    if not rows:
-        return
+def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style: Any) -> Any:
     rows = sorted(rows, key=lambda row: row["horizon"])
+    places = [row["horizon"] + shift for row in rows]
     values = [row["value"] for row in rows]
     below = [row["value"] - row["ci95"][0] for row in rows]
     above = [row["ci95"][1] - row["value"] for row in rows]
-    horizons = [row["horizon"] for row in rows]
-    label = rows[0]["variant"].replace("_", " ")
-    panel.errorbar(horizons, values, (below, above), marker="o", ms=4, capsize=3, label=label)
+    return panel.errorbar(places, values, (below, above), marker="o", ms=4, capsize=2, **style)
