@@ -1,9 +1,10 @@
 """`sfvgen eval`: measure figures and write them to a result file."""
 
 import argparse
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class _Evaluation(NamedTuple):
@@ -24,6 +25,9 @@ _EVALUATIONS = {
     "speed": _Evaluation(
         "speed", "SpeedConfig", "imagined frames a second, seconds per plan, training"
     ),
+    "memory": _Evaluation(
+        "memory", "MemoryConfig", "cubes that are asked back, with and without a memory; its cost"
+    ),
 }
 
 
@@ -39,8 +43,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         one = evaluations.add_parser(
             name,
             help=evaluation.help,
-            description="Each part is written as soon as it is measured; rows already in the file "
-            "are kept, or replaced where they are measured again.",
+            description="Each figure is written as soon as it is measured; rows already in the "
+            "file are kept, or replaced where they are measured again.",
         )
         one.add_argument(
             "--out",
@@ -58,18 +62,45 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         one.add_argument(
             "--episodes", type=int, metavar="N", help="of every part (default: as many as it needs)"
         )
+        if name == "memory":
+            _add_memory_options(one)
         one.set_defaults(run=run, resumes=False)
+
+
+def _add_memory_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--variants", nargs="+", metavar="NAME", help="memories to compare (default: all)"
+    )
+    parser.add_argument("--recalls", nargs="+", metavar="NAME", help="first, previous or both")
+    parser.add_argument(
+        "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw error against horizon from the whole result file"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write and print the figures."""
     from sfvgen_planner.evaluation.measure import measure
 
+    out = Path(args.out)
     evaluation = _EVALUATIONS[args.evaluation]
     module = import_module(f"sfvgen_planner.evaluation.{evaluation.module}")
     config = getattr(module, evaluation.config).of(args.model, args.device, args.episodes)
-    for figure in measure(Path(args.out), config, module.FIGURES, args.only):
+    config = replace(config, **_chosen(args, "variants", "recalls", "horizons"))
+    for figure in measure(out, config, module.FIGURES, args.only):
         low, high = figure.ci95
         told = " ".join(f"{key}={value}" for key, value in figure.fields.items())
         print(f"{figure.name} {figure.value:.4g} {figure.unit} [{low:.4g}, {high:.4g}] {told}")
+    if getattr(args, "plot", None) is not None:
+        from sfvgen_planner.evaluation.memory_plot import plot_error_against_horizon
+
+        plot_error_against_horizon(out, Path(args.plot))
     return 0
+
+
+def _chosen(args: argparse.Namespace, *names: str) -> dict[str, tuple[Any, ...]]:
+    """The lists that were given, for the settings of the same names."""
+    given = {name: getattr(args, name, None) for name in names}
+    return {name: tuple(values) for name, values in given.items() if values is not None}

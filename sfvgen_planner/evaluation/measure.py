@@ -80,7 +80,7 @@ def measure(
 ) -> list[Figure]:
     """Measure figures and merge them into the result file ``out``.
 
-    Each part is written as soon as it is measured, so an interrupted run loses one part only.
+    Each figure is written as soon as its part yields it, so an interrupted run keeps them.
 
     Args:
         out: the result file.
@@ -100,7 +100,7 @@ def measure(
     config = replace(config, folder=out.parent)
     figures: list[Figure] = []
     for part in dict.fromkeys(parts[name] for name in names):
-        measured = list(part(config))
-        merge_figures(out, measured)
-        figures += measured
+        for figure in part(config):
+            merge_figures(out, [figure])
+            figures.append(figure)
     return figures

@@ -46,6 +46,32 @@ class Estimate:
         return cls(float(sample.mean()), (float(low), float(high)))
 
     @classmethod
+    def of_ratio(
+        cls,
+        values: Sequence[float] | np.ndarray,
+        references: Sequence[float] | np.ndarray,
+        seed: int = 0,
+    ) -> Estimate:
+        """Mean of ``values`` over the mean of ``references``, paired: whole pairs are resampled.
+
+        Raises:
+            SfvgenError: the two differ in number, one is not finite or negative, or the
+                references are 0.
+        """
+        pairs = np.stack([np.asarray(values, np.float64), np.asarray(references, np.float64)])
+        if pairs.size == 0 or not (np.isfinite(pairs).all() and (pairs >= 0).all()):
+            raise SfvgenError("a ratio needs at least one pair of finite values of 0 or more")
+        if not pairs[1].any():
+            raise SfvgenError("a ratio to a mean of 0 says nothing")
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(pairs.shape[1], size=(NUM_RESAMPLES, pairs.shape[1]))
+        means = pairs[:, rows].mean(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            low, high = np.nanquantile(means[0] / means[1], [0.025, 0.975])
+        top, bottom = pairs.mean(axis=1)
+        return cls(float(top / bottom), (float(low), float(high)))
+
+    @classmethod
     def of_statistic(
         cls,
         statistic: Callable[[np.ndarray, np.ndarray], float],

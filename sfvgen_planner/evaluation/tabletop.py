@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode
 
 ENV_ID = "sfvgen/TabletopReturn-v0"
+CUBE_CENTRE_HEIGHT = 0.021
+"""Height of the centre of a cube that stands on the table [m]."""
 
 
 def locate_gripper(frames: np.ndarray) -> np.ndarray:
@@ -43,6 +48,27 @@ def locate_cube(frames: np.ndarray, colour: str) -> np.ndarray:
         "yellow": np.minimum(red, green) - blue,
     }
     return _centroid(vividness[colour], _VIVID_THRESHOLD)
+
+
+def project(env: Environment, point: np.ndarray) -> np.ndarray:
+    """Where the environment's camera shows a point.
+
+    Args:
+        env: a ``sfvgen/TabletopReturn-v0`` that was reset.
+        point: ``(..., 3)`` in metres, in the simulator's frame.
+
+    Returns:
+        ``(..., 2)``: x to the right and y down, in the units of `locate_cube`: pixels of the
+        observed image, whose corner is (0, 0).
+    """
+    tabletop: Any = env.unwrapped
+    camera = tabletop.data.camera("front")
+    height, width = tabletop.observation_space["image"].shape[:2]
+    # The camera looks along its own -z, with y up.
+    right, up, back = np.moveaxis((point - camera.xpos) @ camera.xmat.reshape(3, 3), -1, 0)
+    fovy = np.radians(tabletop.model.camera("front").fovy[0])
+    scale = height / 2 / np.tan(fovy / 2) / -back
+    return np.stack([width / 2 + scale * right, height / 2 - scale * up], axis=-1)
 
 
 def _centroid(strength: np.ndarray, threshold: float) -> np.ndarray:

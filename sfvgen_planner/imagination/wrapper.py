@@ -16,7 +16,13 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination.result import Imagination
 
 if TYPE_CHECKING:
-    from sfvgen_planner.memory import EpisodicMemory, MemoryWrite
+    from sfvgen_planner.memory import (
+        EpisodeWriter,
+        EpisodicMemory,
+        MemoryBank,
+        MemoryWrite,
+        NearestMemory,
+    )
     from sfvgen_planner.world_model import VideoWorldModel
 
 
@@ -35,6 +41,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         world_model: the slow weights.
         memory: the fast weights, learnt from what the camera sees and reset with the env;
             ``None`` imagines from the context window alone.
+        bank: records every episode with its memory, chunk by chunk; where an episode begins with
+            the scene of an earlier one, it starts from that one's memory instead of an empty one,
+            and ``recalled`` tells which. Needs a memory.
 
     Raises:
         SfvgenError: where the env's actions, camera or time step do not fit the world model.
@@ -53,6 +62,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         env: gym.Env[Any, Any],
         world_model: VideoWorldModel,
         memory: EpisodicMemory | None = None,
+        bank: MemoryBank | None = None,
     ) -> None:
         # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
@@ -60,21 +70,27 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             _disable_deepcopy=True,
             world_model=world_model,
             memory=memory,
+            bank=bank,
         )
         gym.Wrapper.__init__(self, env)
+        if bank is not None and memory is None:
+            raise SfvgenError("a bank keeps what a memory learns: give a memory too")
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
         self.world_model = world_model
         self.memory = memory
+        self.bank = bank
         self.memory_writes: list[MemoryWrite] = []
+        self.recalled: NearestMemory | None = None
         self.num_steps = 0
+        self._recording: EpisodeWriter | None = None
+        self._instruction = ""
+        self._chunk: list[tuple[np.ndarray, str]] = []
         self._image_size: int = config.image_size
         self._frames: deque[np.ndarray] = deque(
             maxlen=config.num_past_frames + config.num_future_frames
         )
-        self._actions: deque[np.ndarray] = deque(maxlen=config.num_future_frames)
-        self._instruction = ""
         self._num_past = config.num_past_frames if memory is None else memory.num_past_frames
         self._past_latents: torch.Tensor | None = None
         self._seeds = np.random.default_rng()
@@ -82,36 +98,41 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the env and forget the episode: its frames and the fast weights."""
+        """Reset the env and forget the episode: its frames and the fast weights.
+
+        With a bank, the fast weights are those of an earlier episode of the same scene, if any.
+        """
         observation, info = self.env.reset(seed=seed, options=options)
         self._frames.clear()
-        self._actions.clear()
-        self._instruction = info.get("instruction", "")
         self.memory_writes = []
+        self._chunk = []
         self.num_steps = 0
         if self.memory is not None:
             self.memory.reset()
         self._observe(observation)
+        self._instruction = str(info.get("instruction", ""))
+        if self.bank is not None:
+            self._begin_recording(self.bank)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the env, observe one frame, and write the memory when it completes a chunk."""
         result = self.env.step(action)
         self.num_steps += 1
-        self._actions.append(np.array(action, np.float32))
         self._observe(result[0])
+        self._chunk.append((np.array(action, np.float32), self._instruction))
+        self._instruction = str(result[4].get("instruction", ""))
         chunk_size = self.world_model.config.num_future_frames
-        if self.memory is not None and self.num_steps % chunk_size == 0:
-            frames = np.stack(self._frames)
-            write = self.memory.write(
-                frames[:-chunk_size],
-                frames[-chunk_size:],
-                self._instruction,
-                np.stack(self._actions),
-            )
-            self.memory_writes.append(write)
-        self._instruction = result[4].get("instruction", "")
+        if self.num_steps % chunk_size == 0:
+            self._end_chunk(chunk_size)
         return result
+
+    def close(self) -> None:
+        """Close the env and end the bank's recording."""
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
+        super().close()
 
     @property
     def past_frames(self) -> np.ndarray:
@@ -171,6 +192,31 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         return Imagination(
             output.latents, past[0, :, -1], self.world_model, instruction, candidates
         )
+
+    def _begin_recording(self, bank: MemoryBank) -> None:
+        assert self.memory is not None
+        if self._recording is not None:
+            self._recording.close()
+        frame = self.past_frames[-1]
+        nearest = bank.nearest(frame)
+        self.recalled = nearest if nearest is not None and nearest.is_same_scene else None
+        if self.recalled is not None:
+            self.memory.load(self.recalled.state())
+        self._recording = bank.begin(frame)
+
+    def _end_chunk(self, chunk_size: int) -> None:
+        """Write the chunk that is complete into the memory, and both into the bank."""
+        actions, instructions = zip(*self._chunk, strict=True)
+        self._chunk = []
+        if self.memory is None:
+            return
+        frames = np.stack(self._frames)
+        past, chunk = frames[:-chunk_size], frames[-chunk_size:]
+        write = self.memory.write(past, chunk, instructions[-1], np.stack(actions))
+        self.memory_writes.append(write)
+        if self._recording is not None:
+            state = self.memory.state()
+            self._recording.append(chunk, np.stack(actions), instructions, state)
 
     def _observe(self, observation: Any) -> None:
         # An environment may draw the next frame into the same memory.

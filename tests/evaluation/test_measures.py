@@ -7,7 +7,7 @@ from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.evaluation.chunks import Chunks, place_error_px
 from sfvgen_planner.evaluation.metrics import MAX_PSNR_DB, psnr_db
-from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
+from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper, project
 
 
 def test_psnr_has_its_closed_form():
@@ -16,14 +16,6 @@ def test_psnr_has_its_closed_form():
     frames[0] += 10
     # 20 log10(255 / 10), and identical videos at the cap.
     assert psnr_db(frames, reference) == pytest.approx([20 * np.log10(25.5), MAX_PSNR_DB])
-
-
-def project(env, point):
-    """Pixel of a point by the pinhole camera, from the simulator's own camera pose."""
-    camera = env.unwrapped.data.camera("front")
-    right, down, ahead = camera.xmat.reshape(3, 3).T @ (point - camera.xpos) * [1, -1, -1]
-    fovy = np.radians(env.unwrapped.model.camera("front").fovy[0])
-    return 32 + 32 / np.tan(fovy / 2) * np.array([right, down]) / ahead
 
 
 def test_the_gripper_is_found_where_the_simulator_puts_it():

@@ -23,8 +23,7 @@ from sfvgen_planner.evaluation.statistics import (
     expected_calibration_error,
     roc_auc,
 )
-from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube
-from tests.evaluation.test_measures import project
+from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube, project
 
 
 def test_every_figure_is_measured(tmp_path, tiny_checkpoint):

@@ -1,0 +1,69 @@
+"""The picture of the memory evaluation: error against horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation.results import read_rows
+from sfvgen_planner.files import replacing
+
+FIGURE = "open_loop_error_px"
+
+
+def plot_error_against_horizon(results: Path, out: Path) -> None:
+    """Draw one panel per recall, one line per variant, with the 95 % intervals.
+
+    Args:
+        results: result file of ``sfvgen eval memory``.
+        out: picture to write; its suffix says how (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        SfvgenError: the file has no such figure, matplotlib is missing, or ``out`` cannot be
+            written.
+    """
+    rows = [row for row in read_rows(results) if row["name"] == FIGURE]
+    if not rows:
+        raise SfvgenError(f"{results} has no {FIGURE}; measure it with `sfvgen eval memory`")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SfvgenError(
+            "the plot needs matplotlib: pip install 'sfvgen-planner[report]'"
+        ) from error
+    recalls = sorted({row["recall"] for row in rows})
+    horizons = sorted({row["horizon"] for row in rows})
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure = Figure(figsize=(1 + 4 * len(recalls), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(recalls), sharex=True, sharey=True, squeeze=False)[0]
+    lines = {}
+    for panel, recall in zip(panels, recalls, strict=True):
+        for place, variant in enumerate(variants):
+            chosen = [row for row in rows if (row["recall"], row["variant"]) == (recall, variant)]
+            if chosen:
+                # Beside each other, so that no interval hides another.
+                shift = 0.06 * (place - (len(variants) - 1) / 2)
+                label = variant.replace("_", " ")
+                lines[label] = _draw_line(panel, chosen, shift, color=f"C{place}")
+        panel.set_title(f"asked for the {recall} place")
+        panel.set_xlabel("memory horizon [chunks]")
+        panel.set_xticks(horizons)
+        panel.set_ylim(bottom=0)
+    panels[0].set_ylabel("error of the imagined place [px of 64]")
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
+    try:
+        with replacing(out) as temporary:
+            figure.savefig(temporary, dpi=150)
+    except (OSError, ValueError) as error:
+        raise SfvgenError(f"cannot write the plot {out} ({error})") from error
+
+
+def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style: Any) -> Any:
+    rows = sorted(rows, key=lambda row: row["horizon"])
+    places = [row["horizon"] + shift for row in rows]
+    values = [row["value"] for row in rows]
+    below = [row["value"] - row["ci95"][0] for row in rows]
+    above = [row["ci95"][1] - row["value"] for row in rows]
+    return panel.errorbar(places, values, (below, above), marker="o", ms=4, capsize=2, **style)

@@ -1,0 +1,314 @@
+"""The memory evaluation: its measure against a model that knows the future, its parts in small."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sfvgen_planner.cli.main import main
+from sfvgen_planner.data.environment import make_env
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation import memory as evaluation
+from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
+from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
+from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_horizon
+from sfvgen_planner.evaluation.memory_variants import (
+    VARIANTS,
+    TrialMemories,
+    Variant,
+    attached,
+    imagine_returns,
+    learn,
+)
+from sfvgen_planner.evaluation.return_trials import draw_trials
+from sfvgen_planner.evaluation.statistics import Estimate
+from sfvgen_planner.evaluation.tabletop import ENV_ID
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.world_model import tiny_world_model
+
+quick_memory = partial(EpisodicMemory, rank=1, num_steps=1, num_noise_draws=1, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return draw_trials("first", 1, 3, HELD_OUT_SEED, 16)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name in ("temp_lora", "other_episode"):
+        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], memory=quick_memory))
+
+
+class PixelModel:
+    """Stands in for a world model whose latents are pixels and whose imagination is given."""
+
+    def __init__(self, imagine):
+        self.config = SimpleNamespace(num_past_frames=4, num_future_frames=8)
+        self.imagine = imagine
+
+    def to(self, device):
+        return self
+
+    def register_to_config(self, num_past_frames):
+        self.config.num_past_frames = num_past_frames
+
+    def encode(self, frames):
+        return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float()
+
+    def decode(self, latents):
+        return latents.permute(0, 2, 3, 4, 1).to(torch.uint8).numpy()
+
+    def __call__(self, past, instruction, num_frames, **kwargs):
+        last = self.decode(past)[:, -1]
+        frames = [self.imagine(*one)[:num_frames] for one in zip(last, instruction, strict=True)]
+        return SimpleNamespace(latents=self.encode(np.stack(frames)))
+
+
+def true_future(trials, last, instruction):
+    for trial in trials:
+        video = np.concatenate([trial.past[-1:], trial.future])
+        for moment, frame in enumerate(video):
+            if trial.instruction == instruction and np.array_equal(frame, last):
+                still = np.repeat(video[-1:], 8, axis=0)
+                return np.concatenate([video, still])[moment + 1 :]
+    raise AssertionError("the model was not given the present")
+
+
+@pytest.mark.parametrize("recall", ["first", "previous"])
+def test_the_truth_hits_always_and_a_standing_picture_never(recall, monkeypatch):
+    config = MemoryConfig(
+        device="cpu",
+        num_open_loop_episodes=4,
+        variants=("none", "anchor_frame"),
+        recalls=(recall,),
+        horizons=(2,),
+    )
+    trials = draw_trials(recall, 2, 4, HELD_OUT_SEED, 16)
+    models = {
+        "truth": PixelModel(partial(true_future, trials)),
+        "still": PixelModel(lambda last, instruction: np.repeat(last[None], 8, axis=0)),
+        "blank": PixelModel(lambda last, instruction: np.full((8, *last.shape), 200, np.uint8)),
+    }
+    found = {}
+    for name, model in models.items():
+        monkeypatch.setattr(evaluation, "load_world_model", lambda _, model=model: model)
+        found[name] = {
+            (figure.name, figure.fields["variant"]): figure.value
+            for figure in evaluation.measure_open_loop(config)
+        }
+        assert model.config.num_past_frames == 4
+    for variant in config.variants:
+        assert found["truth"]["open_loop_hit_rate_2px", variant] == 1.0
+        assert found["truth"]["open_loop_error_px", variant] < 1.5
+        assert found["still"]["open_loop_hit_rate_2px", variant] == 0.0
+        # Two places are at least 10 cm apart, and a pixel is about 9 mm.
+        assert found["still"]["open_loop_error_px", variant] > 7
+        assert found["blank"]["open_loop_error_px", variant] == 64
+    assert found["truth"]["open_loop_error_px_difference", "anchor_frame"] == 0
+
+
+def test_the_memory_learns_as_it_does_in_the_wrapper(trials):
+    model = tiny_world_model(env_id=ENV_ID)
+    memory = quick_memory(model)
+    state = learn(memory, trials[0].past)
+    env = ImaginationWrapper(make_env(ENV_ID, trials[0].env_kwargs), model, memory)
+    env.reset(seed=trials[0].seed)
+    for action in trials[0].actions:
+        env.step(action)
+    env.close()
+    assert len(env.memory_writes) == len(trials[0].actions) // 8
+    online = memory.state()
+    assert state.keys() == online.keys()
+    for name, tensor in state.items():
+        assert torch.allclose(tensor.float(), online[name].float(), atol=1e-4)
+
+
+def test_a_control_gets_the_memory_of_another_trial(trials):
+    model = tiny_world_model()
+    own, other = Variant(memory=quick_memory), Variant(memory=quick_memory, of_other_episode=True)
+    memories = TrialMemories(trials)
+    with attached(own, model) as memory:
+        states = memories.states(own, memory, "")
+        assert [id(s) for s in memories.states(other, memory, "")] == [
+            id(states[row]) for row in (2, 0, 1)
+        ]
+        with pytest.raises(SfvgenError, match="at least 2 episodes"):
+            TrialMemories(trials[:1]).states(other, memory, "")
+    assert not [name for name, _ in model.unet.named_parameters() if "lora" in name]
+
+
+def test_each_variant_sees_its_own_part_of_the_past(trials, monkeypatch):
+    model = tiny_world_model()
+    contexts = []
+    call = type(model).__call__
+
+    def spy(self, past, **kwargs):
+        contexts.append(past)
+        return call(self, past, **kwargs)
+
+    monkeypatch.setattr(type(model), "__call__", spy)
+    frames = {}
+    for name in ("none", "anchor_frame", "long_context"):
+        contexts.clear()
+        frames[name] = imagine(model, trials[:1], VARIANTS[name])
+        past = model.encode(trials[0].past[None])
+        first, second = contexts
+        if name == "none":
+            assert torch.allclose(first, past[:, :, -4:], atol=1e-5)
+        elif name == "anchor_frame":
+            assert torch.allclose(first, past[:, :, [0, -3, -2, -1]], atol=1e-5)
+            assert torch.allclose(second[:, :, 0], past[:, :, 0], atol=1e-5)
+        else:
+            assert torch.allclose(first, past, atol=1e-5)
+            assert second.shape[2] == past.shape[2] + 8
+            assert torch.allclose(second[:, :, :-8], past, atol=1e-5)
+    assert frames["none"].shape == (1, 16, 64, 64, 3)
+    assert model.config.num_past_frames == 4
+
+
+def test_a_trials_noise_does_not_depend_on_the_others(trials):
+    model = tiny_world_model()
+    together = imagine(model, trials, VARIANTS["none"])
+    alone = np.concatenate([imagine(model, [trial], VARIANTS["none"]) for trial in trials])
+    assert np.abs(together.astype(int) - alone).max() <= 1
+
+
+def imagine(model, trials, variant):
+    return imagine_returns(
+        model,
+        trials,
+        variant,
+        None,
+        None,
+        num_chunks=2,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        batch_size=2,
+        description="",
+    )
+
+
+def run(out, checkpoint, only, **settings):
+    config = MemoryConfig.of(str(checkpoint), "cpu", num_episodes=settings.pop("num_episodes"))
+    small = {"recalls": ("first",), "horizons": (1,), "num_inference_steps": 1}
+    config = replace(config, guidance_scale=1.0, **small, **settings)
+    measure(out, config, FIGURES, only)
+    return json.loads(out.read_text())["figures"]
+
+
+def test_every_variant_is_imagined_on_the_same_episodes(tmp_path, tiny_checkpoint, quick):
+    out = tmp_path / "memory.json"
+    rows = run(out, tiny_checkpoint, ["open_loop_error_px"], num_episodes=2)
+    for name in ("open_loop_error_px", "open_loop_hit_rate_2px"):
+        found = [row for row in rows if row["name"] == name]
+        assert [row["variant"] for row in found] == list(VARIANTS)
+        for row in found[1:]:
+            (paired,) = [
+                other
+                for other in rows
+                if (other["name"], other["variant"]) == (f"{name}_difference", row["variant"])
+            ]
+            assert paired["value"] == pytest.approx(row["value"] - found[0]["value"])
+            assert paired["reference"] == "none"
+    assert len({tuple(row["seeds"]) for row in rows}) == 1
+
+
+def test_the_command_measures_and_draws(tmp_path, tiny_checkpoint, capsys):
+    out, plot = tmp_path / "memory.json", tmp_path / "memory.png"
+    command = ["eval", "memory", "--model", str(tiny_checkpoint), "--device", "cpu"]
+    what = ["--variants", "none", "--recalls", "previous", "--horizons", "1", "--episodes", "1"]
+    files = ["--out", str(out), "--plot", str(plot)]
+    assert main([*command, *what, *files, "--only", "open_loop_error_px"]) == 0
+    (row,) = (r for r in json.loads(out.read_text())["figures"] if r["name"] == FIGURE)
+    assert (row["variant"], row["recall"], row["horizon"]) == ("none", "previous", 1)
+    assert f"{FIGURE} {row['value']:.4g} px of 64" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkeypatch):
+    monkeypatch.setattr(evaluation, "MANY_STEPS", 6)
+    names = [name for name in FIGURES if not name.startswith("open_loop")]
+    variants = ("none", "temp_lora", "anchor_frame")
+    rows = run(tmp_path / "a.json", tiny_checkpoint, names, variants=variants, num_episodes=1)
+    # Peak memory is known of GPUs only.
+    assert set(names) - {row["name"] for row in rows} == {"fast_learning_memory_overhead"}
+    assert all(np.isfinite(row["value"]) for row in rows)
+    told = {name: [row["variant"] for row in rows if row["name"] == name] for name in names}
+    # Another context is no memory: it has neither plans nor a cost of learning.
+    assert told["closed_loop_distance_m"] == ["none", "temp_lora"]
+    assert told["distance_ratio_no_temp_lora"] == ["temp_lora"]
+    assert told["state_kb"] == ["temp_lora"]
+    steps = [r["num_inference_steps"] for r in rows if r["name"] == "fast_learning_time_overhead"]
+    assert steps == [6, 1]
+
+
+def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):
+    config = MemoryConfig(model=str(tiny_checkpoint), device="cpu", variants=("temp_lora",))
+    (figure,) = evaluation.measure_state(config)
+    model = tiny_world_model()
+    quick_memory(model)
+    numbers = sum(p.numel() for n, p in model.unet.named_parameters() if "lora_" in n)
+    assert figure.value * 1000 == 4 * numbers + 8  # and the count of the writes
+
+
+def test_an_interrupted_run_keeps_what_is_done(tmp_path, tiny_checkpoint, monkeypatch):
+    real, calls = evaluation.imagine_returns, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "imagine_returns", interrupted)
+    chosen = {"only": ["open_loop_error_px"], "variants": ("none", "anchor_frame")}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a.json", tiny_checkpoint, **chosen, num_episodes=1)
+    rows = json.loads((tmp_path / "a.json").read_text())["figures"]
+    assert [(row["name"], row["variant"]) for row in rows] == [
+        ("open_loop_error_px", "none"),
+        ("open_loop_hit_rate_2px", "none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--variants", "elephant"], "no variant 'elephant'"),
+        (["--recalls", "none"], "no recall 'none'"),
+        (["--horizons", "0"], "no horizon 0"),
+    ],
+)
+def test_unknown_choices_are_one_sentence(tmp_path, capsys, option, words):
+    out = tmp_path / "a.json"
+    assert main(["eval", "memory", "--out", str(out), *option]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_plot_without_figures_is_one_sentence(tmp_path):
+    with pytest.raises(SfvgenError, match="has no open_loop_error_px"):
+        plot_error_against_horizon(tmp_path / "none.json", tmp_path / "a.png")
+
+
+def test_ratios_are_of_means_and_paired():
+    ratio = Estimate.of_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert ratio.mean == 0.5
+    # Each pair has this ratio, so every resample has it too.
+    assert ratio.ci95 == pytest.approx((0.5, 0.5))
+    values, references = np.random.default_rng(0).uniform(1, 2, (2, 400))
+    ratio = Estimate.of_ratio(values, references)
+    # Delta method: the variance of a ratio of means.
+    share = values.mean() / references.mean()
+    deviation = (values - share * references).std() / references.mean() / np.sqrt(400)
+    assert ratio.mean == pytest.approx(share)
+    assert np.diff(ratio.ci95)[0] == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    for bad in ([[1.0], [0.0]], [[-1.0], [1.0]], [[np.nan], [1.0]], [[], []]):
+        with pytest.raises(SfvgenError, match="ratio"):
+            Estimate.of_ratio(*bad)
