@@ -86,7 +86,8 @@ def outcome_batches(
             kind[(place * len(kind)).long().clamp(max=len(kind) - 1)] for kind in kinds
         )
         picked = torch.where(wanted > 0, succeeded, failed)
-        clean = torch.stack([table.frames[picked], table.frames[picked + 1]]).float()
+        # To single precision first: autocast to bfloat16 refuses to stack float16.
+        clean = torch.stack([table.frames[row].float() for row in (picked, picked + 1)])
         # Imagined latents are a little off; half of the steps stay exact, as observed frames are.
         level = recipe.latent_noise * uniform(batch_size, 1, 1, 1)
         level = level * (uniform(batch_size, 1, 1, 1) < 0.5)
