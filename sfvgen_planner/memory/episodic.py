@@ -91,6 +91,8 @@ class EpisodicMemory:
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._enabled = True
+        self._shown: FastWeights = {}
+        self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
         self.reset()
 
     @classmethod
@@ -258,6 +260,7 @@ class EpisodicMemory:
 
     def detach(self) -> None:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
+        self.world_model.num_memories = 1
         self._adapters.detach()
 
     # ---------------------------------------------------------------- state
@@ -331,15 +334,18 @@ class EpisodicMemory:
 
     def _place(self) -> None:
         """Show the model what the written memories hold; unwritten ones hold nothing."""
-        if not self._enabled or not any(self._num_writes):
+        seen = self._enabled and any(self._num_writes)
+        self.world_model.num_memories = self.num_memories if seen else 1
+        if not seen:
             self._adapters.place(None)
             return
-        written = torch.tensor(self._num_writes, device=self.world_model.unet.device)
-        shown: FastWeights = {}
+        self._written.copy_(torch.tensor(self._num_writes))
         for name, value in self._fast.items():
-            is_written = (written > 0).reshape(-1, *([1] * (value.dim() - 1)))
-            shown[name] = value * is_written if ".lora_B." in name else value
-        self._adapters.place(shown, written)
+            is_written = (self._written > 0).reshape(-1, *([1] * (value.dim() - 1)))
+            shown = value * is_written if ".lora_B." in name else value
+            # In place, because a captured graph reads the tensors that it was captured with.
+            self._shown.setdefault(name, torch.empty_like(value)).copy_(shown)
+        self._adapters.place(self._shown, self._written)
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
         indices = list(memories)

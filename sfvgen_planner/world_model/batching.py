@@ -45,6 +45,16 @@ def run_in_pieces(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def by_memory(tensor: Tensor, num_memories: int) -> Tensor:
+    """`(num_memories * n, ...)`, memory after memory, as `(n, num_memories, ...)`."""
+    return tensor.unflatten(0, (num_memories, -1)).transpose(0, 1)
+
+
+def in_order(tensor: Tensor) -> Tensor:
+    """Back from `by_memory`."""
+    return tensor.transpose(0, 1).flatten(0, 1)
+
+
 class MemoryCap:
     """How many samples fit into a GPU's free memory, learnt from one sample of each kind of work.
 

@@ -144,12 +144,13 @@ def _state(module: nn.Module) -> Hashable:
     """Changes when a graph of the module has to be captured anew.
 
     Weights that are updated in place do not change it; new ones do, and adapters that are
-    attached, taken off, or switched on or off.
+    attached, taken off, or switched on or off. A layer's plain tensors count as weights: there a
+    memory has what it learns.
     """
     state: list[Hashable] = []
     for layer in module.modules():
-        tensors = (*layer._parameters.values(), *layer._buffers.values())
-        state.extend(tensor.data_ptr() for tensor in tensors if tensor is not None)
+        tensors = (*layer._parameters.values(), *layer._buffers.values(), *vars(layer).values())
+        state.extend(tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor))
         if isinstance(layer, BaseTunerLayer):
             state.append((layer.disable_adapters, layer.merged, *layer.active_adapters))
     return tuple(state)

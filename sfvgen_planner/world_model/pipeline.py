@@ -29,7 +29,7 @@ from sfvgen_planner.world_model.base_model import (
     fit_unet,
     latent_geometry,
 )
-from sfvgen_planner.world_model.batching import MemoryCap, run_in_pieces
+from sfvgen_planner.world_model.batching import MemoryCap, by_memory, in_order, run_in_pieces
 from sfvgen_planner.world_model.checkpoint import (
     COMPONENTS,
     check_folder,
@@ -76,6 +76,8 @@ class VideoWorldModel(DiffusionPipeline):
     Attributes:
         max_batch_size: Videos that are denoised or decoded at once; None for as many as fit. The
             result does not depend on it.
+        num_memories: Fast weights in the denoiser, each for an equal share of the batch, in order;
+            set by the memory.
 
     Args:
         vae: Autoencoder of single frames, any image one of diffusers.
@@ -147,6 +149,7 @@ class VideoWorldModel(DiffusionPipeline):
             module.eval()
         self.set_progress_bar_config(disable=True)
         self.max_batch_size: int | None = None
+        self.num_memories = 1
         self._memory_cap = MemoryCap()
         self._fast: FastSampling | None = None
 
@@ -567,6 +570,23 @@ class VideoWorldModel(DiffusionPipeline):
         assert tensors[0] is not None
         size = self.max_batch_size
         require(size is None or size >= 1, f"max_batch_size must be at least 1, got {size}")
+        memories = self.num_memories if module is self.unet else 1
+        if memories > 1:
+            # A piece must hold as many samples of each memory, and in the memories' order.
+            require(
+                len(tensors[0]) % memories == 0,
+                f"{memories} memories need a batch of as many samples for each, in order of the "
+                f"memories, got {len(tensors[0])} samples",
+            )
+            whole = function
+
+            def function(*parts: Tensor | None) -> Tensor:
+                ordered = (None if part is None else in_order(part) for part in parts)
+                return by_memory(whole(*ordered), memories)
+
+            tensors = tuple(None if t is None else by_memory(t, memories) for t in tensors)
+            size = None if size is None else max(1, size // memories)
+        assert tensors[0] is not None
         shapes = tuple(None if t is None else (t.shape[1:], t.dtype) for t in tensors)
         work = (kind, shapes, tensors[0].device)
         if size is None:
@@ -577,7 +597,8 @@ class VideoWorldModel(DiffusionPipeline):
         if self._fast is not None:
             size = 1 << (size.bit_length() - 1)
             function = partial(self._fast.run, work, module, function)
-        return run_in_pieces(function, size, *tensors)
+        output = run_in_pieces(function, size, *tensors)
+        return in_order(output) if memories > 1 else output
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -1,7 +1,5 @@
 """The figures of a GPU: what they count, at tiny sizes on a CPU."""
 
-import json
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -139,7 +137,7 @@ def test_without_a_gpu_its_figures_are_skipped(tmp_path, tiny_checkpoint, caplog
     names = ["training_mfu", "modelscope_chunk_seconds"]
     config = SpeedConfig.of(str(tiny_checkpoint), "cpu")
     assert measure(tmp_path / "a.json", config, FIGURES, names) == []
-    assert json.loads((tmp_path / "a.json").read_text()) == {"figures": []}
+    assert not (tmp_path / "a.json").exists()
     assert [r.message.split(" skipped")[0] for r in caplog.records] == [
         "training_mfu",
         "modelscope figures",

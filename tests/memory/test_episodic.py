@@ -275,6 +275,33 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
         assert ((video - plain).abs().max() < 1e-5) == (index == 2)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pieces_of_a_batch_keep_to_their_memories(new_model, config, compiled):
+    model = new_model()
+    memory = EpisodicMemory(model, config, num_memories=2)
+    chunks = np.random.default_rng(1).integers(0, 256, (2, 12, 64, 64, 3), dtype=np.uint8)
+    memory.write_batch(chunks[:, :4], chunks[:, 4:])
+
+    def imagine():
+        generator = torch.Generator().manual_seed(0)
+        past = chunks[[0, 0, 0, 1, 1, 1], :4]
+        return model(past, num_frames=3, num_inference_steps=1, generator=generator).latents
+
+    whole = imagine()
+    if compiled:
+        # Fills the three samples of each memory up to four.
+        model.compile(backend="eager")
+        assert torch.allclose(imagine(), whole, atol=1e-4)
+    model.max_batch_size = 4
+    assert torch.allclose(imagine(), whole, atol=1e-4)
+    memory.write_batch(chunks[:1, :4], chunks[:1, 4:], memories=[0])
+    written = imagine()
+    assert (written[:3] - whole[:3]).abs().max() > 1e-3
+    assert torch.allclose(written[3:], whole[3:], atol=1e-4)
+    with pytest.raises(SfvgenError, match="2 memories need a batch of as many samples"):
+        model(chunks[[0, 0, 1], :4], num_frames=1, num_inference_steps=1)
+
+
 def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config, tmp_path):
     """Even where the loop has moved the start of B away from zero."""
     EpisodicMemory(new_model(), config).save_pretrained(tmp_path / "memory")

@@ -59,6 +59,8 @@ def told_table(segments, seed=0):
         instruction_ids=torch.tensor(ids),
         remaining=torch.tensor(remaining),
         elapsed=torch.tensor(elapsed),
+        rewards=torch.zeros(len(ids)),
+        successes=torch.full((len(ids),), -1, dtype=torch.int8),
         instructions=INSTRUCTIONS,
     )
 

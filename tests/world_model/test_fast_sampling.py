@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from sfvgen_planner.world_model.fast_sampling import _state
 from sfvgen_planner.world_model.pipeline import use_channels_last
@@ -84,7 +84,9 @@ def test_a_memory_is_written_read_and_taken_off(past, actions):
     plain = imagine(eager, past, actions)
     model.compile(**CPU)
     assert_same(imagine(model, past, actions), plain)
-    memories = [EpisodicMemory(each, rank=4, learning_rate=1e-2) for each in (model, eager)]
+    memories = [
+        EpisodicMemory(each, MemoryConfig(rank=4, learning_rate=1e-2)) for each in (model, eager)
+    ]
     for memory in memories:
         memory.write(past[0], past[1])
     learnt = imagine(eager, past, actions)
@@ -117,13 +119,17 @@ def test_text_is_encoded_once_as_long_as_the_encoder_stays(past, monkeypatch):
 def test_new_weights_and_switched_adapters_need_a_new_graph_and_writes_do_not(past):
     model = tiny_world_model(denoiser="transformer")
     states = [_state(model.unet)]
-    memory = EpisodicMemory(model, rank=4)
+    memory = EpisodicMemory(model, MemoryConfig(rank=4))
     states.append(_state(model.unet))
     memory.write(past[0], past[1])
-    assert _state(model.unet) == states[-1]
-    memory.enabled = False
     states.append(_state(model.unet))
+    memory.write(past[0], past[1])
+    assert _state(model.unet) == states[2]
+    memory.enabled = False
+    assert _state(model.unet) == states[1]
     memory.enabled = True
+    assert _state(model.unet) == states[2]
+    memory.reset()
     assert _state(model.unet) == states[1]
     memory.detach()
     assert _state(model.unet) == states[0]
@@ -154,7 +160,7 @@ def test_graphs_read_the_weights_of_the_moment(past, actions):
     plain = imagine(model, past, actions)
     model.compile(**CPU)
     assert_same(imagine(model, past, actions), plain, atol=1e-2)
-    memory = EpisodicMemory(model, rank=4, learning_rate=1e-2)
+    memory = EpisodicMemory(model, MemoryConfig(rank=4, learning_rate=1e-2))
     assert_same(imagine(model, past, actions), plain, atol=1e-2)
     memory.write(past[0], past[1])
     graphs = len(model._fast._graphs)
