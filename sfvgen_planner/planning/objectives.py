@@ -107,9 +107,12 @@ class TaskReward:
         self.outcome_head = outcome_head
         self.instruction = instruction
 
-    @torch.no_grad()
     def __call__(self, imagination: Imagination) -> torch.Tensor:
         """Cost of each future, in the environment's units of reward."""
+        with torch.set_grad_enabled(imagination.latents.requires_grad):
+            return self._cost(imagination)
+
+    def _cost(self, imagination: Imagination) -> torch.Tensor:
         after = imagination.latents.transpose(1, 2).float()
         present = imagination.present_latents.float().expand_as(after[:, :1])
         before = torch.cat([present, after[:, :-1]], dim=1)

@@ -384,7 +384,8 @@ class VideoWorldModel(DiffusionPipeline):
                 last `num_past_frames` count, or the last one when there are fewer.
             instruction: What the robot is told; None for nothing. One for all or one each.
             actions: `(batch, num_frames, A)` in the environment's units; entry `k` leads into the
-                `k`-th imagined frame. None for no actions.
+                `k`-th imagined frame. None for no actions. Where a tensor requires gradients, they
+                flow back from the latents; no compiled code is used then.
             num_frames: Frames to imagine; the actions' number, or one chunk, by default.
             num_inference_steps: Denoiser calls per chunk.
             guidance_scale: Above 1, the video follows the instruction more closely than the
@@ -421,8 +422,10 @@ class VideoWorldModel(DiffusionPipeline):
                 f"all, got {len(generator)} and common_noise={common_noise}"
             )
         normalised = None
+        differentiable = isinstance(actions, Tensor) and actions.requires_grad
         if actions is not None:
-            normalised = self.normalise_actions(actions)
+            with torch.set_grad_enabled(differentiable):
+                normalised = self.normalise_actions(actions)
             if normalised.dim() != 3 or normalised.shape[0] != batch:
                 raise SfvgenError(
                     f"actions must have the shape ({batch}, num_frames, {self.action_size}), "
@@ -451,27 +454,35 @@ class VideoWorldModel(DiffusionPipeline):
 
         chunks = []
         start = 0
-        while start < num_frames:
-            recent = self._usual_context(context)
-            length = min(self._chunk_frames(recent), num_frames - start)
-            chunk_actions = None if normalised is None else normalised[:, start : start + length]
-            chunk = self._sample_chunk(
-                recent,
-                text_states,
-                no_text_states,
-                guidance_scale,
-                chunk_actions,
-                length,
-                num_inference_steps,
-                generator,
-                common_noise,
-            )
-            chunks.append(chunk)
-            start += length
-            context = torch.cat([context, chunk], dim=2)
-        latents = torch.cat(chunks, dim=2)
+        with torch.set_grad_enabled(differentiable):
+            while start < num_frames:
+                recent = self._usual_context(context)
+                length = min(self._chunk_frames(recent), num_frames - start)
+                chunk_actions = (
+                    None if normalised is None else normalised[:, start : start + length]
+                )
+                chunk = self._sample_chunk(
+                    recent,
+                    text_states,
+                    no_text_states,
+                    guidance_scale,
+                    chunk_actions,
+                    length,
+                    num_inference_steps,
+                    generator,
+                    common_noise,
+                )
+                chunks.append(chunk)
+                start = end
+                context = torch.cat([context, chunk], dim=2)
+            latents = torch.cat(chunks, dim=2)
         frames = self.decode(latents) if output_type == "np" else None
         return VideoWorldModelOutput(frames=frames, latents=latents)
+
+    @property
+    def _compiled(self) -> FastSampling | None:
+        """The compiled code, but not where gradients are needed."""
+        return None if torch.is_grad_enabled() else self._fast
 
     def _usual_context(self, context: Tensor) -> Tensor:
         """The context lengths that training saw: f_p frames, or a single one."""
@@ -531,7 +542,7 @@ class VideoWorldModel(DiffusionPipeline):
         The scheduler stays on the CPU: its numbers go along with the kernels that are launched,
         none is read back, and a CUDA graph keeps them.
         """
-        denoise = self.denoise if self._fast is None else self._fast.denoise
+        denoise = self.denoise if self._compiled is None else self._compiled.denoise
         batch, _, num_past = context.shape[:3]
         latents = noise
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
@@ -588,15 +599,15 @@ class VideoWorldModel(DiffusionPipeline):
             size = None if size is None else max(1, size // memories)
         assert tensors[0] is not None
         shapes = tuple(None if t is None else (t.shape[1:], t.dtype) for t in tensors)
-        work = (kind, shapes, tensors[0].device)
+        work = (kind, shapes, tensors[0].device, torch.is_grad_enabled())
         if size is None:
             # What was captured once has its memory already.
-            size = 0 if self._fast is None else self._fast.largest_captured(work)
+            size = 0 if self._compiled is None else self._compiled.largest_captured(work)
             if size < len(tensors[0]):
                 size = max(size, self._memory_cap.largest_batch(work, function, *tensors))
-        if self._fast is not None:
+        if self._compiled is not None:
             size = 1 << (size.bit_length() - 1)
-            function = partial(self._fast.run, work, module, function)
+            function = partial(self._compiled.run, work, module, function)
         output = run_in_pieces(function, size, *tensors)
         return in_order(output) if memories > 1 else output
 

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from sfvgen_planner.data import make_env
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.planning import Gradient, GradientConfig
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.planning import Gradient, GradientConfig, MPCConfig, MPCPlanner
+from sfvgen_planner.world_model import tiny_world_model
 from tests.linear_quadratic import DoubleIntegrator
 
 SPACE = gym.spaces.Box(np.float32([0, -100]), np.float32([1, 100]))
@@ -105,3 +108,17 @@ def test_works_where_gradients_are_off():
 def test_a_cost_without_gradients_is_refused(cost_fn):
     with pytest.raises(SfvgenError, match="carry no gradient"):
         Gradient().solve(cost_fn, UNBOUNDED, 2)
+
+
+def test_plans_through_the_video_world_model():
+    """Each step of the search goes down the gradient of the imagined future's cost."""
+    model = tiny_world_model(env_id="sfvgen/TabletopReturn-v0")
+    env = ImaginationWrapper(make_env("sfvgen/TabletopReturn-v0", {"level": 1}), model)
+    observation, _ = env.reset(seed=0)
+    solver = Gradient(GradientConfig(num_samples=2, num_iterations=6, learning_rate=0.05))
+    planner = MPCPlanner(solver, config=MPCConfig(horizon=4, num_inference_steps=1))
+    plan = planner.plan(env, observation["image"][::-1].copy(), seed=0)
+    env.close()
+    costs = plan.diagnostics["best_costs"]
+    assert min(costs) < costs[0] * 0.999
+    assert plan.cost == pytest.approx(min(costs), rel=1e-3)

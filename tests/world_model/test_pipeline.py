@@ -187,3 +187,31 @@ def test_actions_are_scaled_by_the_environment_s_bounds():
         torch.tensor([[0.0, 0.5], [-1.0, -1.0]]),
     )
     assert isinstance(model, VideoWorldModel)
+
+
+@pytest.mark.parametrize("num_inference_steps", [1, 2])
+def test_gradients_of_the_latents_reach_the_actions(past, num_inference_steps):
+    model = tiny_world_model()
+    directions = seeded()
+
+    def cost(actions):
+        output = model(
+            past,
+            actions=actions,
+            num_inference_steps=num_inference_steps,
+            generator=seeded(),
+            output_type="latent",
+        )
+        return output.latents.square().mean()
+
+    actions = 0.5 * torch.rand(len(past), 10, 4, generator=directions)
+    actions.requires_grad_()
+    (gradient,) = torch.autograd.grad(cost(actions), actions)
+    assert gradient[:, 8:].abs().max() > 0  # The second chunk's, and the first's through it.
+    along = torch.nn.functional.normalize(gradient, dim=None)
+    with torch.no_grad():
+        difference = (cost(actions + 0.05 * along) - cost(actions - 0.05 * along)) / 0.1
+    assert difference == pytest.approx(gradient.norm().item(), rel=0.05)
+    assert not cost(actions.detach()).requires_grad
+    model.compile(backend=lambda graph, inputs: pytest.fail("compiled"))
+    assert cost(actions).requires_grad
