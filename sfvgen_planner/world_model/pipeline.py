@@ -458,9 +458,8 @@ class VideoWorldModel(DiffusionPipeline):
             while start < num_frames:
                 recent = self._usual_context(context)
                 length = min(self._chunk_frames(recent), num_frames - start)
-                chunk_actions = (
-                    None if normalised is None else normalised[:, start : start + length]
-                )
+                end = start + length
+                chunk_actions = None if normalised is None else normalised[:, start:end]
                 chunk = self._sample_chunk(
                     recent,
                     text_states,
