@@ -368,5 +368,5 @@ def fingerprint(world_model: VideoWorldModel) -> str:
         for name in sorted(weights):
             tensor = weights[name].detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

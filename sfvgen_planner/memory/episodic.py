@@ -113,10 +113,10 @@ class EpisodicMemory:
         Raises:
             SfvgenError: There is no such checkpoint, or its memory is broken or another model's.
         """
-        folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
-        if not folder.is_dir():
+        trained = _trained_adapter(name_or_path)
+        if trained is None:
             return cls(world_model, num_memories=num_memories, seed=seed)
-        tensors, config, _ = read_adapter(folder)
+        tensors, config = trained
         memory = cls(world_model, config, num_memories, seed)
         memory._load_slow(tensors)
         memory.reset()
@@ -259,6 +259,7 @@ class EpisodicMemory:
     def detach(self) -> None:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
         self._adapters.detach()
+        self.world_model.num_groups = 1
 
     # ---------------------------------------------------------------- state
 
@@ -333,6 +334,7 @@ class EpisodicMemory:
         """Show the model what the written memories hold; unwritten ones hold nothing."""
         if not self._enabled or not any(self._num_writes):
             self._adapters.place(None)
+            self.world_model.num_groups = 1
             return
         written = torch.tensor(self._num_writes, device=self.world_model.unet.device)
         shown: FastWeights = {}
@@ -340,6 +342,7 @@ class EpisodicMemory:
             is_written = (written > 0).reshape(-1, *([1] * (value.dim() - 1)))
             shown[name] = value * is_written if ".lora_B." in name else value
         self._adapters.place(shown, written)
+        self.world_model.num_groups = self.num_memories
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
         indices = list(memories)
@@ -430,6 +433,23 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
+
+
+def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
+    """Settings of the memory that a checkpoint's slow weights were trained with, if with any.
+
+    Raises:
+        SfvgenError: There is no such checkpoint, or its memory is broken.
+    """
+    trained = _trained_adapter(name_or_path)
+    return None if trained is None else trained[1]
+
+
+def _trained_adapter(
+    name_or_path: str | PathLike[str],
+) -> tuple[dict[str, Tensor], MemoryConfig] | None:
+    folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
+    return read_adapter(folder)[:2] if folder.is_dir() else None
 
 
 def write_adapter(

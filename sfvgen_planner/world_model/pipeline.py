@@ -76,6 +76,8 @@ class VideoWorldModel(DiffusionPipeline):
     Attributes:
         max_batch_size: Videos that are denoised or decoded at once; None for as many as fit. The
             result does not depend on it.
+        num_groups: Groups of equal size, one after the other, that a batch of videos consists of:
+            one for each of several memories that the denoiser sees.
 
     Args:
         vae: Autoencoder of single frames, any image one of diffusers.
@@ -147,6 +149,7 @@ class VideoWorldModel(DiffusionPipeline):
             module.eval()
         self.set_progress_bar_config(disable=True)
         self.max_batch_size: int | None = None
+        self.num_groups = 1
         self._memory_cap = MemoryCap()
         self._fast: FastSampling | None = None
 
@@ -502,7 +505,7 @@ class VideoWorldModel(DiffusionPipeline):
             generator=generator,
             device=torch.device("cpu") if first is None else first.device,
         )
-        return self._run(
+        return self._run_groups(
             ("denoise", num_inference_steps, guidance_scale, self.scheduler),
             self.unet,
             partial(self._denoise_chunk, num_inference_steps, guidance_scale),
@@ -548,6 +551,32 @@ class VideoWorldModel(DiffusionPipeline):
             prediction = prediction[:, :, num_past:]
             latents = self.scheduler.step(prediction, timestep, latents).prev_sample
         return latents
+
+    def _run_groups(
+        self,
+        kind: Hashable,
+        module: nn.Module,
+        function: Callable[..., Tensor],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        """`_run`, where each piece has as many samples of every group, in the groups' order."""
+        groups = self.num_groups
+        if groups == 1:
+            return self._run(kind, module, function, *tensors)
+        assert tensors[0] is not None
+        require(
+            len(tensors[0]) % groups == 0,
+            f"{groups} memories need as many videos for each, got {len(tensors[0])} in all",
+        )
+
+        def one_each(*columns: Tensor | None) -> Tensor:
+            rows = (None if c is None else c.transpose(0, 1).flatten(0, 1) for c in columns)
+            return function(*rows).unflatten(0, (groups, -1)).transpose(0, 1)
+
+        columns = (
+            None if t is None else t.unflatten(0, (groups, -1)).transpose(0, 1) for t in tensors
+        )
+        return self._run(kind, module, one_each, *columns).transpose(0, 1).flatten(0, 1)
 
     def _run(
         self,

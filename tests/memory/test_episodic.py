@@ -275,6 +275,29 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
         assert ((video - plain).abs().max() < 1e-5) == (index == 2)
 
 
+def test_pieces_of_a_batch_have_samples_of_every_memory(model, config):
+    memory = EpisodicMemory(model, config, num_memories=2)
+    for index in range(2):
+        chunk = np.random.default_rng(index).integers(0, 256, (1, 12, 64, 64, 3), dtype=np.uint8)
+        memory.write_batch(chunk[:, :4], chunk[:, 4:], memories=[index], measure=False)
+    past = np.repeat(FRAMES[None, :4], 6, axis=0)
+
+    def videos():
+        generator = torch.Generator().manual_seed(0)
+        return model(past, num_frames=2, num_inference_steps=1, generator=generator).latents
+
+    whole = videos()
+    model.max_batch_size = 1
+    assert torch.allclose(videos(), whole, atol=1e-4)
+    with pytest.raises(SfvgenError, match="as many videos for each, got 1"):
+        model(FRAMES[None, :4])
+    memory.enabled = False
+    assert model(FRAMES[None, :4], num_inference_steps=1).frames.shape[0] == 1
+    memory.enabled = True
+    memory.detach()
+    assert model(FRAMES[None, :4], num_inference_steps=1).frames.shape[0] == 1
+
+
 def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config, tmp_path):
     """Even where the loop has moved the start of B away from zero."""
     EpisodicMemory(new_model(), config).save_pretrained(tmp_path / "memory")
