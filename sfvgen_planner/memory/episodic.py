@@ -65,7 +65,8 @@ class EpisodicMemory:
     the memories' order.
 
     Args:
-        world_model: The model whose `unet` gets the adapters; its own weights are frozen.
+        world_model: The model whose `unet` gets the adapters; its own weights are frozen. It is on
+            its device and in its precision already.
         config: What the memory is and how it learns; by default the paper's TEMP-LoRA.
         num_memories: How many episodes are remembered at a time.
         seed: Seed of the adapters' start and of the writes' noise.
@@ -91,6 +92,16 @@ class EpisodicMemory:
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._enabled = True
+        self._fast: FastWeights = {
+            name: value.detach().clone()
+            for name, value in self._adapters.start(num_memories).items()
+        }
+        # What the model sees stays where it is, so that CUDA graphs see every write.
+        self._shown: FastWeights = {
+            name: torch.zeros_like(value) if ".lora_B." in name else value
+            for name, value in self._fast.items()
+        }
+        self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
         self.reset()
 
     @classmethod
@@ -133,7 +144,8 @@ class EpisodicMemory:
         """
         fresh = self._adapters.start(self.num_memories)
         if memories is None:
-            self._fast = {name: value.detach().clone() for name, value in fresh.items()}
+            for name, value in fresh.items():
+                self._fast[name].copy_(value)
             self._num_writes = [0] * self.num_memories
             self._history: list[list[Tensor]] = [[] for _ in range(self.num_memories)]
         else:
@@ -336,12 +348,12 @@ class EpisodicMemory:
             self._adapters.place(None)
             self.world_model.num_groups = 1
             return
-        written = torch.tensor(self._num_writes, device=self.world_model.unet.device)
-        shown: FastWeights = {}
+        self._written.copy_(torch.tensor(self._num_writes))
         for name, value in self._fast.items():
-            is_written = (written > 0).reshape(-1, *([1] * (value.dim() - 1)))
-            shown[name] = value * is_written if ".lora_B." in name else value
-        self._adapters.place(shown, written)
+            if ".lora_B." in name:
+                is_written = (self._written > 0).reshape(-1, *([1] * (value.dim() - 1)))
+                torch.mul(value, is_written, out=self._shown[name])
+        self._adapters.place(self._shown, self._written)
         self.world_model.num_groups = self.num_memories
 
     def _checked(self, memories: Iterable[int]) -> list[int]:

@@ -152,4 +152,7 @@ def _state(module: nn.Module) -> Hashable:
         state.extend(tensor.data_ptr() for tensor in tensors if tensor is not None)
         if isinstance(layer, BaseTunerLayer):
             state.append((layer.disable_adapters, layer.merged, *layer.active_adapters))
+            # Memories are lent to the layers.
+            lent = (value for value in vars(layer).values() if isinstance(value, Tensor))
+            state.extend(tensor.data_ptr() for tensor in lent)
     return tuple(state)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from sfvgen_planner.world_model.fast_sampling import _state
 from sfvgen_planner.world_model.pipeline import use_channels_last
@@ -17,6 +17,7 @@ from sfvgen_planner.world_model.pipeline import use_channels_last
 TEXT = "return the red cube"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = {"backend": "eager"}
+LEARNING = MemoryConfig(rank=4, learning_rate=1e-2)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_memory_is_written_read_and_taken_off(past, actions):
     plain = imagine(eager, past, actions)
     model.compile(**CPU)
     assert_same(imagine(model, past, actions), plain)
-    memories = [EpisodicMemory(each, rank=4, learning_rate=1e-2) for each in (model, eager)]
+    memories = [EpisodicMemory(each, LEARNING) for each in (model, eager)]
     for memory in memories:
         memory.write(past[0], past[1])
     learnt = imagine(eager, past, actions)
@@ -94,6 +95,19 @@ def test_a_memory_is_written_read_and_taken_off(past, actions):
     assert_same(imagine(model, past, actions), plain)
     memories[0].detach()
     assert_same(imagine(model, past, actions), plain)
+
+
+def test_a_batch_of_many_memories_is_filled_up_with_videos_of_each(past):
+    model, eager = (tiny_world_model(denoiser="transformer") for _ in range(2))
+    model.compile(**CPU)
+    for each in (model, eager):
+        memory = EpisodicMemory(each, LEARNING, num_memories=2)
+        memory.write_batch(past[:1], past[1:2], memories=[0])
+    # Three of each memory, of which the second knows nothing.
+    pasts = past[:1].repeat(6, axis=0)
+    wanted = imagine(eager, pasts, common_noise=True)
+    assert (wanted.latents[2] - wanted.latents[3]).abs().max() > 0.01
+    assert_same(imagine(model, pasts, common_noise=True), wanted, atol=2e-3)
 
 
 def test_text_is_encoded_once_as_long_as_the_encoder_stays(past, monkeypatch):
@@ -117,7 +131,8 @@ def test_text_is_encoded_once_as_long_as_the_encoder_stays(past, monkeypatch):
 def test_new_weights_and_switched_adapters_need_a_new_graph_and_writes_do_not(past):
     model = tiny_world_model(denoiser="transformer")
     states = [_state(model.unet)]
-    memory = EpisodicMemory(model, rank=4)
+    memory = EpisodicMemory(model, LEARNING)
+    memory.write(past[0], past[1])
     states.append(_state(model.unet))
     memory.write(past[0], past[1])
     assert _state(model.unet) == states[-1]
@@ -154,13 +169,16 @@ def test_graphs_read_the_weights_of_the_moment(past, actions):
     plain = imagine(model, past, actions)
     model.compile(**CPU)
     assert_same(imagine(model, past, actions), plain, atol=1e-2)
-    memory = EpisodicMemory(model, rank=4, learning_rate=1e-2)
+    memory = EpisodicMemory(model, LEARNING)
     assert_same(imagine(model, past, actions), plain, atol=1e-2)
     memory.write(past[0], past[1])
+    first = imagine(model, past, actions)
+    assert (first.latents - plain.latents).abs().max() > 0.01
     graphs = len(model._fast._graphs)
+    memory.write(past[1], past[2])
     learnt = imagine(model, past, actions)
-    assert (learnt.latents - plain.latents).abs().max() > 0.01
-    # The adapters were written in place, so the graph at hand has read them.
+    assert (learnt.latents - first.latents).abs().max() > 0.01
+    # The memory was written in place, so the graph at hand has read it.
     assert len(model._fast._graphs) == graphs
     memory.enabled = False
     assert_same(imagine(model, past, actions), plain, atol=1e-2)
