@@ -69,7 +69,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--variants", nargs="+", metavar="NAME", help="memories to compare (default: all)"
+        "--variants",
+        nargs="+",
+        metavar="NAME",
+        help="memories to compare (default: all the model has)",
     )
     parser.add_argument("--recalls", nargs="+", metavar="NAME", help="first, previous or both")
     parser.add_argument(

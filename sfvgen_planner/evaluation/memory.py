@@ -24,6 +24,7 @@ from sfvgen_planner.evaluation.memory_variants import (
     Variant,
     attached,
     imagine_returns,
+    offered,
 )
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import (
@@ -46,6 +47,8 @@ NUM_RETURN_CHUNKS = 2
 HIT_PX = 2.0
 MANY_STEPS = 25
 """Denoiser calls per chunk at which the paper's cost of fast learning is to be compared."""
+NUM_BATCHED = 16
+_INSTRUCTION = "return the red cube"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class MemoryConfig(EvaluationConfig):
         num_open_loop_episodes: trials for each recall and horizon whose return is imagined.
         num_closed_loop_episodes: of these, those that are planned and executed.
         num_timed_runs: repetitions of a timing, after one that is not counted.
-        variants: names of `VARIANTS`; what they have in common with the reference is measured on
-            the same trials with the same noise.
+        variants: names of `VARIANTS`, by default all that the model has; each is measured on the
+            same trials with the same noise.
         recalls: which place is asked for.
         horizons: memory horizons in chunks.
         num_inference_steps: denoiser calls per chunk.
@@ -67,7 +70,7 @@ class MemoryConfig(EvaluationConfig):
     num_open_loop_episodes: int = 200
     num_closed_loop_episodes: int = 200
     num_timed_runs: int = 5
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = ()
     recalls: tuple[Recall, ...] = RECALLS
     horizons: tuple[int, ...] = tuple(NUM_MOVES_SINCE)
     num_inference_steps: int = 4
@@ -86,6 +89,16 @@ class MemoryConfig(EvaluationConfig):
                 )
 
     @property
+    def offered(self) -> dict[str, Variant]:
+        """The variants to compare, by name."""
+        return offered(self.variants, self.model)
+
+    @property
+    def timed_steps(self) -> tuple[int, ...]:
+        """Denoiser calls per chunk at which costs are measured."""
+        return tuple(dict.fromkeys((MANY_STEPS, self.num_inference_steps)))
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """How chunks are imagined."""
         return {
@@ -100,17 +113,19 @@ def measure_open_loop(config: MemoryConfig) -> Iterator[Figure]:
     The memory has seen the true frames, chunk by chunk, up to the request; the return is imagined
     from the words.
     """
+    variants = config.offered
     model = load_world_model(config.model).to(config.device)
     for trials, memories, fields in _groups(model, config, config.num_open_loop_episodes):
         errors: dict[str, np.ndarray] = {}
-        for name in config.variants:
+        num_memories = min(config.batch_size, len(trials))
+        for name, variant in variants.items():
             what = _description(name, fields)
-            with attached(VARIANTS[name], model) as memory:
-                states = _states(VARIANTS[name], memory, memories, what)
+            with attached(variant, model, config.model, num_memories) as memory:
+                states = _states(variant, memory, memories, what)
                 frames = imagine_returns(
                     model,
                     trials,
-                    VARIANTS[name],
+                    variant,
                     memory,
                     states,
                     num_chunks=NUM_RETURN_CHUNKS,
@@ -159,20 +174,22 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
     return alone is judged. Variants that are no memory but another context are left out: a plan is
     imagined from the usual context.
     """
+    variants = {
+        name: variant
+        for name, variant in config.offered.items()
+        if variant.memory is not None or variant == VARIANTS[REFERENCE]
+    }
     model = load_world_model(config.model).to(config.device)
     planner = VideoPlanner.from_pretrained(config.model, VideoPlanConfig(**config.sampling))
     planner.inverse_dynamics.to(config.device)
-    names = [
-        name
-        for name in config.variants
-        if VARIANTS[name].memory is not None or VARIANTS[name] == VARIANTS[REFERENCE]
-    ]
     for trials, memories, fields in _groups(model, config, config.num_closed_loop_episodes):
         distances: dict[str, np.ndarray] = {}
-        for name in names:
+        num_memories = min(config.batch_size, len(trials))
+        for name, variant in variants.items():
             what = _description(name, fields)
-            with attached(VARIANTS[name], model) as memory:
-                states = _states(VARIANTS[name], memory, memories, what)
+            with attached(variant, model, config.model, num_memories) as memory:
+                states = _states(variant, memory, memories, what)
+            with attached(variant, model, config.model) as memory:
                 results = _execute(model, planner, trials, memory, states, what)
             distances[name] = np.array([result["distance_m"] for result in results])
             values = {
@@ -183,7 +200,7 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
                 ),
             }
             yield from _figures(values, trials, config, variant=name, **fields)
-        for name in names:
+        for name in variants:
             if REFERENCE not in distances or name == REFERENCE:
                 continue
             difference = distances[name] - distances[REFERENCE]
@@ -203,39 +220,43 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
 
 
 def measure_cost(config: MemoryConfig) -> Iterator[Figure]:
-    """What fast learning adds to the generation of a chunk, in time, memory and state."""
+    """What fast learning adds to the generation of a chunk, in time and memory."""
+    variants = _distinct_memories(config)
     model = load_world_model(config.model).to(config.device)
-    step_counts = tuple(dict.fromkeys((MANY_STEPS, config.num_inference_steps)))
     # All of them first: a memory leaves the model with attention that is made for gradients.
     plain = {
-        steps: _cost(partial(_generate, model, steps, config), config) for steps in step_counts
+        steps: _cost(partial(_generate, model, None, steps, config), config)
+        for steps in config.timed_steps
     }
-    for name in _distinct_memories(config):
-        for steps in step_counts:
-            with attached(VARIANTS[name], model) as memory:
-                assert memory is not None
-                work = partial(_generate_and_learn, model, memory, steps, config)
-                cost = _cost(work, config)
+    for name, variant in variants.items():
+        for steps in config.timed_steps:
+            cost = _cost_of_memories(variant, 1, model, steps, config)
             for figure, values in _overheads(plain[steps], cost).items():
-                yield Figure.measured(
-                    figure,
-                    values,
-                    "1",
-                    [0] * len(values),
-                    config.device,
-                    variant=name,
-                    model=config.model,
-                    num_inference_steps=steps,
-                    guidance_scale=config.guidance_scale,
-                )
+                yield _cost_figure(figure, values, name, steps, config)
+
+
+def measure_batch_cost(config: MemoryConfig) -> Iterator[Figure]:
+    """What many memories cost that write a chunk and imagine one in a batch, against one."""
+    variants = _distinct_memories(config)
+    model = load_world_model(config.model).to(config.device)
+    for name, variant in variants.items():
+        for steps in config.timed_steps:
+            one, many = (
+                _cost_of_memories(variant, count, model, steps, config)
+                for count in (1, NUM_BATCHED)
+            )
+            values = many.seconds / one.seconds.mean()
+            yield _cost_figure("batch_16_cost_ratio", values, name, steps, config)
 
 
 def measure_state(config: MemoryConfig) -> Iterator[Figure]:
-    """Size of an episode's memory."""
+    """Size of an episode's memory after its first chunk."""
+    variants = _distinct_memories(config)
     model = load_world_model(config.model).to(config.device)
-    for name in _distinct_memories(config):
-        with attached(VARIANTS[name], model) as memory:
+    for name, variant in variants.items():
+        with attached(variant, model, config.model) as memory:
             assert memory is not None
+            _generate_and_learn(model, memory, 1, config)
             size = sum(tensor.nbytes for tensor in memory.state().values()) / 1000
         yield Figure.measured(
             "state_kb", [size], "kB", [0], config.device, variant=name, model=config.model
@@ -250,6 +271,7 @@ FIGURES: dict[str, Callable[[MemoryConfig], Iterable[Figure]]] = {
     "distance_ratio_no_temp_lora": measure_closed_loop,
     "fast_learning_time_overhead": measure_cost,
     "fast_learning_memory_overhead": measure_cost,
+    "batch_16_cost_ratio": measure_batch_cost,
     "state_kb": measure_state,
 }
 """Figure to the measurement that it comes from; the memory overhead needs a GPU."""
@@ -337,13 +359,13 @@ def _figures(
         )
 
 
-def _distinct_memories(config: MemoryConfig) -> list[str]:
+def _distinct_memories(config: MemoryConfig) -> dict[str, Variant]:
     """Variants with a memory of their own: a control costs what its memory costs."""
-    return [
-        name
-        for name in config.variants
-        if VARIANTS[name].memory is not None and not VARIANTS[name].of_other_episode
-    ]
+    return {
+        name: variant
+        for name, variant in config.offered.items()
+        if variant.memory is not None and not variant.of_other_episode
+    }
 
 
 @dataclass(frozen=True)
@@ -379,24 +401,61 @@ def _overheads(plain: _Cost, cost: _Cost) -> dict[str, np.ndarray]:
     return overheads
 
 
+def _cost_of_memories(
+    variant: Variant,
+    num_memories: int,
+    model: VideoWorldModel,
+    num_inference_steps: int,
+    config: MemoryConfig,
+) -> _Cost:
+    """Of one chunk that each memory imagines and learns."""
+    with attached(variant, model, config.model, num_memories) as memory:
+        assert memory is not None
+        work = partial(_generate_and_learn, model, memory, num_inference_steps, config)
+        return _cost(work, config)
+
+
+def _cost_figure(
+    name: str, values: np.ndarray, variant: str, num_inference_steps: int, config: MemoryConfig
+) -> Figure:
+    return Figure.measured(
+        name,
+        values,
+        "1",
+        [0] * len(values),
+        config.device,
+        variant=variant,
+        model=config.model,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=config.guidance_scale,
+    )
+
+
 def _generate(
-    model: VideoWorldModel, num_inference_steps: int, config: MemoryConfig
+    model: VideoWorldModel,
+    memory: EpisodicMemory | None,
+    num_inference_steps: int,
+    config: MemoryConfig,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Imagine one chunk of latents after an arbitrary past."""
+    """Imagine one chunk of latents after an arbitrary past, one for each memory."""
     channels, height, width = model.latent_size
-    shape = (1, channels, model.config.num_past_frames, height, width)
+    count = 1 if memory is None else memory.num_memories
+    num_past = model.config.num_past_frames if memory is None else memory.num_past_frames
+    shape = (count, channels, num_past, height, width)
     past = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     output = model(
         past,
-        instruction="return the red cube",
+        instruction=_INSTRUCTION,
+        num_frames=model.config.num_future_frames,
         num_inference_steps=num_inference_steps,
         guidance_scale=config.guidance_scale,
         output_type="latent",
     )
-    return past[0], output.latents[0]
+    return past, output.latents
 
 
 def _generate_and_learn(
     model: VideoWorldModel, memory: EpisodicMemory, num_inference_steps: int, config: MemoryConfig
 ) -> None:
-    memory.write(*_generate(model, num_inference_steps, config))
+    past, chunks = _generate(model, memory, num_inference_steps, config)
+    memory.write_batch(past, chunks, [_INSTRUCTION] * memory.num_memories, measure=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +14,15 @@ from tqdm import tqdm
 
 from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.return_trials import ReturnTrial
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import (
+    MEMORY_VARIANTS,
+    EpisodicMemory,
+    MemoryConfig,
+    trained_config,
+)
 from sfvgen_planner.world_model import VideoWorldModel
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 Context = Callable[[Tensor, int], Tensor]
@@ -42,54 +50,113 @@ class Variant:
     """What the model is given of an episode's past.
 
     Attributes:
-        memory: makes the fast weights of a model; None for none.
+        memory: name of the fast weights in `MEMORY_VARIANTS`; None for none.
         of_other_episode: give it the memory of another trial instead of the trial's own, a
             control: what helps then is not remembering.
-        context: from all latents so far ``(batch, channels, T, h, w)`` and f_p to those that the
-            next chunk is imagined from.
+        context: from all latents so far ``(batch, channels, T, h, w)`` and the number of frames of
+            a usual context to those that the next chunk is imagined from.
     """
 
-    memory: Callable[[VideoWorldModel], EpisodicMemory] | None = None
+    memory: str | None = None
     of_other_episode: bool = False
     context: Context = recent_frames
 
 
+REFERENCE = "none"
+OURS = "ours"
+PAPER = "paper"
+OTHER_EPISODE = "other_episode"
 VARIANTS: dict[str, Variant] = {
-    "none": Variant(),
-    "temp_lora": Variant(memory=EpisodicMemory),
-    "other_episode": Variant(memory=EpisodicMemory, of_other_episode=True),
+    REFERENCE: Variant(),
+    **{name: Variant(memory=name) for name, memory in MEMORY_VARIANTS.items() if memory},
+    OTHER_EPISODE: Variant(memory=OURS, of_other_episode=True),
     "anchor_frame": Variant(context=anchored_frames),
     "long_context": Variant(context=all_frames),
 }
 """Name to variant. ``none`` is what the others are compared with."""
-REFERENCE = "none"
+
+
+def offered(names: Sequence[str], checkpoint: str) -> dict[str, Variant]:
+    """The variants that can be compared on a checkpoint.
+
+    Ours needs slow weights that were trained with it. Where they were not, the memory of another
+    episode is the paper's.
+
+    Args:
+        names: of `VARIANTS`; empty for all there are.
+        checkpoint: shipped name or checkpoint folder.
+
+    Raises:
+        SfvgenError: ours is asked for by name, and the checkpoint has none.
+    """
+    chosen = {name: VARIANTS[name] for name in names or VARIANTS}
+    if _is_ours(trained_config(checkpoint)):
+        return chosen
+    reason = f"{checkpoint} has been through no slow-fast loop with our memory (`sfvgen loop`)"
+    require(OURS not in names, f"the variant {OURS} cannot be measured: {reason}")
+    if chosen.pop(OURS, None) is not None:
+        logger.warning("the variant %s is left out: %s", OURS, reason)
+    if OTHER_EPISODE in chosen:
+        chosen[OTHER_EPISODE] = replace(chosen[OTHER_EPISODE], memory=PAPER)
+    return chosen
 
 
 @contextmanager
-def attached(variant: Variant, model: VideoWorldModel) -> Iterator[EpisodicMemory | None]:
-    """The variant's memory in the model for as long as the context lasts."""
-    memory = None if variant.memory is None else variant.memory(model)
+def attached(
+    variant: Variant, model: VideoWorldModel, checkpoint: str, num_memories: int = 1
+) -> Iterator[EpisodicMemory | None]:
+    """The variant's memory in the model for as long as the context lasts.
+
+    Args:
+        variant: what `offered` gives.
+        model: the checkpoint's model.
+        checkpoint: shipped name or checkpoint folder; its own adapters are used where it was
+            trained with these.
+        num_memories: episodes remembered at a time.
+    """
+    if variant.memory is None:
+        yield None
+        return
+    config, trained = MEMORY_VARIANTS[variant.memory], trained_config(checkpoint)
+    if config == trained or variant.memory == OURS:
+        memory = EpisodicMemory.from_pretrained(model, checkpoint, num_memories)
+    else:
+        memory = EpisodicMemory(model, config, num_memories)
     try:
         yield memory
     finally:
-        if memory is not None:
-            memory.detach()
+        memory.detach()
 
 
-def learn(memory: EpisodicMemory, past: np.ndarray) -> State:
-    """Fast-learn the true frames ``(T + 1, H, W, 3)`` of an episode, as the wrapper does.
+def _is_ours(config: MemoryConfig | None) -> bool:
+    """Whether only B learns; sizes and codes may differ."""
+    return config is not None and config.rule == "normalised"
 
-    The frame of the reset opens the episode, then every ``num_future_frames`` make a chunk; what
-    is left at the end is no chunk yet.
+
+def learn(memory: EpisodicMemory, trials: Sequence[ReturnTrial]) -> list[State]:
+    """Fast-learn the true frames of at most ``num_memories`` trials at once, as the wrapper does.
+
+    The frame of the reset opens an episode, then every ``num_future_frames`` make a chunk; what is
+    left at the end is no chunk yet.
+
+    Returns:
+        What each memory holds at the request.
     """
-    config = memory.world_model.config
-    latents = memory.world_model.encode(past[None])[0]
+    model, size = memory.world_model, memory.world_model.config.num_future_frames
+    latents = [model.encode(trial.past[None])[0] for trial in trials]
     memory.reset()
-    for end in range(config.num_future_frames, len(past), config.num_future_frames):
-        chunk = latents[:, end + 1 - config.num_future_frames : end + 1]
-        before = latents[:, : end + 1 - config.num_future_frames]
-        memory.write(before[:, -config.num_past_frames :], chunk)
-    return memory.state()
+    for start in range(0, max(len(trial.actions) for trial in trials) - size + 1, size):
+        rows = [row for row, trial in enumerate(trials) if len(trial.actions) >= start + size]
+        moments = slice(start, start + size)
+        memory.write_batch(
+            torch.stack([latents[row][:, : start + 1] for row in rows]),
+            torch.stack([latents[row][:, start + 1 : start + size + 1] for row in rows]),
+            [trials[row].told[moments][-1] for row in rows],
+            np.stack([trials[row].actions[moments] for row in rows]),
+            memories=rows,
+            measure=False,
+        )
+    return [memory.state(row) for row in range(len(trials))]
 
 
 class TrialMemories:
@@ -97,7 +164,7 @@ class TrialMemories:
 
     def __init__(self, trials: Sequence[ReturnTrial]) -> None:
         self._trials = trials
-        self._states: dict[tuple[object, int], State] = {}
+        self._states: dict[MemoryConfig, list[State]] = {}
 
     def states(self, variant: Variant, memory: EpisodicMemory, description: str) -> list[State]:
         """One state per trial: its own memory's, or that of the trial before it.
@@ -109,15 +176,20 @@ class TrialMemories:
             not variant.of_other_episode or len(self._trials) > 1,
             "the memory of another episode needs at least 2 episodes, got 1",
         )
-        rows = tqdm(range(len(self._trials)), desc=description, unit="episode", dynamic_ncols=True)
-        own = [self._state(variant, memory, row) for row in rows]
+        if memory.config not in self._states:
+            self._states[memory.config] = self._learn(memory, description)
+        own = self._states[memory.config]
         return own[-1:] + own[:-1] if variant.of_other_episode else own
 
-    def _state(self, variant: Variant, memory: EpisodicMemory, row: int) -> State:
-        key = (variant.memory, row)
-        if key not in self._states:
-            self._states[key] = learn(memory, self._trials[row].past)
-        return self._states[key]
+    def _learn(self, memory: EpisodicMemory, description: str) -> list[State]:
+        states: list[State] = []
+        total = len(self._trials)
+        with tqdm(total=total, desc=description, unit="episode", dynamic_ncols=True) as progress:
+            for start in range(0, total, memory.num_memories):
+                some = self._trials[start : start + memory.num_memories]
+                states += learn(memory, some)
+                progress.update(len(some))
+        return states
 
 
 def imagine_returns(
@@ -141,7 +213,8 @@ def imagine_returns(
         model: the slow weights.
         trials: N of them.
         variant: chooses the frames that a chunk is imagined from.
-        memory: the variant's memory, in the model.
+        memory: the variant's memory, in the model; as many trials are imagined at once as it
+            remembers.
         states: what it holds for each trial.
         num_chunks: chunks to imagine.
         num_inference_steps: denoiser calls per chunk.
@@ -153,15 +226,20 @@ def imagine_returns(
     Returns:
         ``(N, num_chunks * num_future_frames, H, W, 3)`` uint8.
     """
-    num_past = model.config.num_past_frames
+    num_past = model.config.num_past_frames if memory is None else memory.num_past_frames
+    size = batch_size if memory is None else memory.num_memories
     histories = [model.encode(trial.past[None]) for trial in trials]
     lengths = [variant.context(history, num_past).shape[2] for history in histories]
     frames: dict[int, np.ndarray] = {}
     with tqdm(total=len(trials), desc=description, unit="episode", dynamic_ncols=True) as progress:
-        for rows in _batches(lengths, 1 if memory is not None else batch_size):
+        for rows in _batches(lengths, size):
+            own = rows
             if memory is not None:
                 assert states is not None
-                memory.load(states[rows[0]])
+                # No memory goes without a trial; what is imagined twice is dropped.
+                rows = own + own[-1:] * (size - len(own))
+                for index, row in enumerate(rows):
+                    memory.load(states[row], index)
             generators = [torch.Generator().manual_seed(trials[row].seed) for row in rows]
             chunks: list[Tensor] = []
             for _ in range(num_chunks):
@@ -179,11 +257,11 @@ def imagine_returns(
                         output_type="latent",
                     ).latents
                 chunks.append(chunk)
-                for row, latents in zip(rows, chunk.split(1), strict=True):
+                for row, latents in zip(own, chunk.split(1), strict=False):
                     histories[row] = torch.cat([histories[row], latents.to(histories[row])], dim=2)
             videos = model.decode(torch.cat(chunks, dim=2))
-            frames.update(zip(rows, videos, strict=True))
-            progress.update(len(rows))
+            frames.update(zip(own, videos, strict=False))
+            progress.update(len(own))
     return np.stack([frames[row] for row in range(len(trials))])
 
 

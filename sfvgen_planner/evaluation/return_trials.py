@@ -42,6 +42,7 @@ class ReturnTrial:
         seed: of the episode.
         past: ``(T + 1, H, W, 3)`` uint8, all frames up to and with the present one.
         actions: ``(T, A)`` float32 that led here.
+        told: T strings, the instruction in force at each action.
         instruction: asks a cube back.
         cube: its colour.
         target_px: ``(2,)``, where the camera shows the place asked for.
@@ -53,6 +54,7 @@ class ReturnTrial:
     seed: int
     past: np.ndarray
     actions: np.ndarray
+    told: list[str]
     instruction: str
     cube: str
     target_px: np.ndarray
@@ -176,6 +178,7 @@ def _trial(env: Environment, episode: Episode, num_future: int) -> ReturnTrial |
         seed=episode.seed,
         past=episode.frames[: request + 1],
         actions=episode.actions[:request],
+        told=episode.instructions[:request],
         instruction=episode.instructions[-1],
         cube=result["cube"],
         target_px=project(env, _target(episode)),

@@ -46,7 +46,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             and ``recalled`` tells which. Needs a memory.
 
     Raises:
-        SfvgenError: where the env's actions, camera or time step do not fit the world model.
+        SfvgenError: where the env's actions, camera or time step do not fit the world model, or
+            the bank was opened before the memory was attached.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env
@@ -75,6 +76,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         gym.Wrapper.__init__(self, env)
         if bank is not None and memory is None:
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
+        if bank is not None:
+            bank.check_model()
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
@@ -91,7 +94,6 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self._frames: deque[np.ndarray] = deque(
             maxlen=config.num_past_frames + config.num_future_frames
         )
-        self._num_past = config.num_past_frames if memory is None else memory.num_past_frames
         self._past_latents: torch.Tensor | None = None
         self._seeds = np.random.default_rng()
 
@@ -142,7 +144,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         """
         if not self._frames:
             raise SfvgenError("nothing has been observed yet: call reset() first")
-        return np.stack(list(self._frames)[-self._num_past :])
+        memory, config = self.memory, self.world_model.config
+        num_past = config.num_past_frames if memory is None else memory.num_past_frames
+        return np.stack(list(self._frames)[-num_past:])
 
     def imagine(
         self,

@@ -3,7 +3,7 @@
 from sfvgen_planner.memory.bank import MemoryBank, NearestMemory
 from sfvgen_planner.memory.bank_episode import BankChunk, BankEpisode, EpisodeWriter
 from sfvgen_planner.memory.config import MEMORY_VARIANTS, MemoryConfig, memory_variant
-from sfvgen_planner.memory.episodic import EpisodicMemory, MemoryWrite
+from sfvgen_planner.memory.episodic import EpisodicMemory, MemoryWrite, trained_config
 
 __all__ = [
     "MEMORY_VARIANTS",
@@ -16,4 +16,5 @@ __all__ = [
     "MemoryWrite",
     "NearestMemory",
     "memory_variant",
+    "trained_config",
 ]

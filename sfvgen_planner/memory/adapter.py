@@ -39,12 +39,14 @@ class _MemoryLayer(LoraLayer):
     """What both kinds of layers share: the memories in place.
 
     Attributes:
+        fast_factors: PEFT's names of the factors that memories replace.
         fast_a: `(memories, r, in, ...)`, or None where A is the slow one.
         fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
             the slow model's.
         chunks: `(memories,)`, each one's chunk index.
     """
 
+    fast_factors: tuple[str, ...] = ()
     fast_a: Tensor | None = None
     fast_b: Tensor | None = None
     chunks: Tensor | None = None
@@ -72,6 +74,7 @@ class MemoryConv3d(LoraConv3d, _MemoryLayer):
 class _LinearVariant(LoraVariant):
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        module.fast_factors = config.memory.fast_factors
         codes = _code_tables(module, config)
         for name in _CODES:
             values = {adapter_name: nn.Parameter(codes[name])} if name in codes else {}
@@ -111,6 +114,7 @@ class _ConvVariant(LoraVariant):
             "a convolution has no codes in its bottleneck, and its A and B learn with Adam; "
             "choose target_modules without convolutions",
         )
+        module.fast_factors = config.memory.fast_factors
 
     @staticmethod
     def forward(
@@ -201,6 +205,25 @@ def _count_cells(world_model: VideoWorldModel) -> None:
             hook.remove()
 
 
+def slow_weights(unet: nn.Module) -> dict[str, Tensor]:
+    """All that memories are read with, by name: the slow weights, and what is slow of adapters.
+
+    Where a memory has both factors of the adapters for itself, as the paper's, an attached one
+    leaves them as they are without.
+    """
+    fast = tuple(
+        f"{name}.{factor}."
+        for name, layer in unet.named_modules()
+        if isinstance(layer, _MemoryLayer)
+        for factor in layer.fast_factors
+    )
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in unet.state_dict().items()
+        if not name.startswith(fast)
+    }
+
+
 class Adapters:
     """The adapters of one world model.
 
@@ -258,8 +281,7 @@ class Adapters:
         """The fast weights of fresh memories; gradients reach the parameters they start at."""
         fast = {}
         for name, layer in self._layers.items():
-            factors = ("lora_A", "lora_B") if self.config.rule == "adam" else ("lora_B",)
-            for factor in factors:
+            for factor in layer.fast_factors:
                 weight = getattr(layer, factor)[_ADAPTER].weight
                 fast[f"{name}.{factor}.weight"] = weight.expand(num_memories, *weight.shape)
         return fast

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, write_json
+from sfvgen_planner.memory.adapter import slow_weights
 from sfvgen_planner.memory.bank_episode import (
     BankEpisode,
     EpisodeWriter,
@@ -69,7 +70,8 @@ class MemoryBank:
         path: the folder; made where it is missing.
         world_model: the model that the memories belong to. A bank can hold memories of several
             models, or of one at several moments of its training, but gives out only those that
-            were learnt on exactly these weights. Open the bank anew after slow learning.
+            were learnt on exactly these weights, the trained parts of adapters included. So attach
+            the memory before the bank is opened, and open it anew after slow learning.
         max_bytes: size limit of the folder's files; None for none.
         same_scene_distance: see `nearest`.
         mode: ``"a"`` to read and append, ``"r"`` to read an existing bank.
@@ -84,9 +86,10 @@ class MemoryBank:
         >>> from sfvgen_planner.memory import EpisodicMemory
         >>> from sfvgen_planner.world_model import load_world_model
         >>> model = load_world_model()
+        >>> memory = EpisodicMemory.from_pretrained(model)
         >>> bank = MemoryBank(Path("bank"), model, max_bytes=10**9)
         >>> env = make_env("sfvgen/TabletopReturn-v0")
-        >>> env = ImaginationWrapper(env, model, EpisodicMemory(model), bank=bank)
+        >>> env = ImaginationWrapper(env, model, memory, bank=bank)
     """
 
     def __init__(
@@ -212,6 +215,18 @@ class MemoryBank:
         self._writers[number] = writer
         self._first_latents[number] = latents
         return writer
+
+    def check_model(self) -> None:
+        """Refuse to go on with other weights than those that the bank was opened with.
+
+        Raises:
+            SfvgenError: slow learning, or a memory with trained adapters, has changed the model.
+        """
+        require(
+            fingerprint(self.world_model) == self.model_fingerprint,
+            f"the model has changed since the bank {self.path} was opened; attach the memory "
+            "first, then open the bank",
+        )
 
     def close(self) -> None:
         """End the episodes that are being recorded, and let other processes append."""
@@ -341,20 +356,17 @@ class MemoryBank:
 
 
 def fingerprint(world_model: VideoWorldModel) -> str:
-    """A checksum of the weights that a memory depends on, whether or not one is attached.
+    """A checksum of the weights that a memory depends on, whatever is written in one.
 
     Returns:
-        SHA-256 of the autoencoder's and the denoiser's own weights, in hexadecimal.
+        SHA-256, in hexadecimal, of the autoencoder's and the denoiser's own weights and of those of
+        an attached memory's adapters that all memories share.
     """
     digest = hashlib.sha256()
     for part in (world_model.vae, world_model.unet):
-        weights = {
-            name.replace(".base_layer.", "."): tensor
-            for name, tensor in part.state_dict().items()
-            if ".lora_" not in name
-        }
+        weights = slow_weights(part)
         for name in sorted(weights):
             tensor = weights[name].detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -93,6 +93,11 @@ class MemoryConfig:
         """Whether the bottleneck has a code."""
         return self.position_code or self.num_time_codes > 0
 
+    @property
+    def fast_factors(self) -> tuple[str, ...]:
+        """PEFT's names of the factors that each memory has of its own; the rest is slow."""
+        return ("lora_A", "lora_B") if self.rule == "adam" else ("lora_B",)
+
 
 MEMORY_VARIANTS: dict[str, MemoryConfig | None] = {
     "none": None,

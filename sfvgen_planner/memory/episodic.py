@@ -65,7 +65,8 @@ class EpisodicMemory:
     the memories' order.
 
     Args:
-        world_model: The model whose `unet` gets the adapters; its own weights are frozen.
+        world_model: The model whose `unet` gets the adapters; its own weights are frozen. It is on
+            its device and in its precision already.
         config: What the memory is and how it learns; by default the paper's TEMP-LoRA.
         num_memories: How many episodes are remembered at a time.
         seed: Seed of the adapters' start and of the writes' noise.
@@ -91,7 +92,15 @@ class EpisodicMemory:
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._enabled = True
-        self._shown: FastWeights = {}
+        self._fast: FastWeights = {
+            name: value.detach().clone()
+            for name, value in self._adapters.start(num_memories).items()
+        }
+        # What the model sees stays where it is, because a captured graph reads it there.
+        self._shown: FastWeights = {
+            name: torch.zeros_like(value) if ".lora_B." in name else value
+            for name, value in self._fast.items()
+        }
         self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
         self.reset()
 
@@ -115,10 +124,10 @@ class EpisodicMemory:
         Raises:
             SfvgenError: There is no such checkpoint, or its memory is broken or another model's.
         """
-        folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
-        if not folder.is_dir():
+        trained = _trained_adapter(name_or_path)
+        if trained is None:
             return cls(world_model, num_memories=num_memories, seed=seed)
-        tensors, config, _ = read_adapter(folder)
+        tensors, config = trained
         memory = cls(world_model, config, num_memories, seed)
         memory._load_slow(tensors)
         memory.reset()
@@ -135,7 +144,8 @@ class EpisodicMemory:
         """
         fresh = self._adapters.start(self.num_memories)
         if memories is None:
-            self._fast = {name: value.detach().clone() for name, value in fresh.items()}
+            for name, value in fresh.items():
+                self._fast[name].copy_(value)
             self._num_writes = [0] * self.num_memories
             self._history: list[list[Tensor]] = [[] for _ in range(self.num_memories)]
         else:
@@ -341,10 +351,9 @@ class EpisodicMemory:
             return
         self._written.copy_(torch.tensor(self._num_writes))
         for name, value in self._fast.items():
-            is_written = (self._written > 0).reshape(-1, *([1] * (value.dim() - 1)))
-            shown = value * is_written if ".lora_B." in name else value
-            # In place, because a captured graph reads the tensors that it was captured with.
-            self._shown.setdefault(name, torch.empty_like(value)).copy_(shown)
+            if ".lora_B." in name:
+                is_written = (self._written > 0).reshape(-1, *([1] * (value.dim() - 1)))
+                torch.mul(value, is_written, out=self._shown[name])
         self._adapters.place(self._shown, self._written)
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
@@ -436,6 +445,23 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
+
+
+def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
+    """Settings of the memory that a checkpoint's slow weights were trained with, if with any.
+
+    Raises:
+        SfvgenError: There is no such checkpoint, or its memory is broken.
+    """
+    trained = _trained_adapter(name_or_path)
+    return None if trained is None else trained[1]
+
+
+def _trained_adapter(
+    name_or_path: str | PathLike[str],
+) -> tuple[dict[str, Tensor], MemoryConfig] | None:
+    folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
+    return read_adapter(folder)[:2] if folder.is_dir() else None
 
 
 def write_adapter(

@@ -1,6 +1,7 @@
 """The memory evaluation: its measure against a model that knows the future, its parts in small."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sfvgen_planner.cli.main import main
 from sfvgen_planner.data.environment import make_env
@@ -19,19 +21,17 @@ from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_hor
 from sfvgen_planner.evaluation.memory_variants import (
     VARIANTS,
     TrialMemories,
-    Variant,
     attached,
     imagine_returns,
     learn,
+    offered,
 )
 from sfvgen_planner.evaluation.return_trials import draw_trials
 from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
 from sfvgen_planner.world_model import tiny_world_model
-
-quick_memory = partial(EpisodicMemory, rank=1, num_steps=1, num_noise_draws=1, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,11 @@ def trials():
 
 @pytest.fixture
 def quick(monkeypatch):
-    for name in ("temp_lora", "other_episode"):
-        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], memory=quick_memory))
+    """Memories that learn in one step, and much."""
+    few = {"rank": 1, "num_steps": 1, "num_noise_draws": 1, "learning_rate": 0.1}
+    for name, config in MEMORY_VARIANTS.items():
+        if config is not None and name != "ours":
+            monkeypatch.setitem(MEMORY_VARIANTS, name, replace(config, **few))
 
 
 class PixelModel:
@@ -113,34 +116,94 @@ def test_the_truth_hits_always_and_a_standing_picture_never(recall, monkeypatch)
     assert found["truth"]["open_loop_error_px_difference", "anchor_frame"] == 0
 
 
-def test_the_memory_learns_as_it_does_in_the_wrapper(trials):
-    model = tiny_world_model(env_id=ENV_ID)
-    memory = quick_memory(model)
-    state = learn(memory, trials[0].past)
-    env = ImaginationWrapper(make_env(ENV_ID, trials[0].env_kwargs), model, memory)
-    env.reset(seed=trials[0].seed)
-    for action in trials[0].actions:
-        env.step(action)
-    env.close()
-    assert len(env.memory_writes) == len(trials[0].actions) // 8
-    online = memory.state()
-    assert state.keys() == online.keys()
-    for name, tensor in state.items():
-        assert torch.allclose(tensor.float(), online[name].float(), atol=1e-4)
+@pytest.mark.parametrize("name", ["paper", "original_temp_lora", "no_chunk_input"])
+def test_memories_learn_in_a_batch_as_each_does_in_the_wrapper(
+    trials, tiny_checkpoint, quick, name
+):
+    variant = VARIANTS[name]
+    # Episodes of different lengths, of which one has a chunk less.
+    shorter = replace(trials[1], actions=trials[1].actions[:7], told=trials[1].told[:7])
+    with attached(variant, tiny_tabletop(), str(tiny_checkpoint), 2) as memory:
+        states = learn(memory, [trials[0], shorter])
+        assert memory.num_writes == [len(trials[0].actions) // 8, 0]
+    model = tiny_tabletop()
+    with attached(variant, model, str(tiny_checkpoint)) as memory:
+        env = ImaginationWrapper(make_env(ENV_ID, trials[0].env_kwargs), model, memory)
+        env.reset(seed=trials[0].seed)
+        for action in trials[0].actions:
+            env.step(action)
+        env.close()
+        assert env.past_frames.shape[0] == memory.num_past_frames == (1 if "no_" in name else 4)
+        online = memory.state()
+    assert states[0].keys() == online.keys()
+    for key, tensor in states[0].items():
+        assert torch.allclose(tensor.float(), online[key].float(), atol=1e-4)
 
 
-def test_a_control_gets_the_memory_of_another_trial(trials):
-    model = tiny_world_model()
-    own, other = Variant(memory=quick_memory), Variant(memory=quick_memory, of_other_episode=True)
+def tiny_tabletop():
+    return tiny_world_model(env_id=ENV_ID)
+
+
+def test_a_control_gets_the_memory_of_another_trial(trials, tiny_checkpoint, quick):
+    model, checkpoint = tiny_world_model(), str(tiny_checkpoint)
+    own, other = (offered([name], checkpoint)[name] for name in ("paper", "other_episode"))
     memories = TrialMemories(trials)
-    with attached(own, model) as memory:
+    with attached(own, model, checkpoint, 2) as memory:
         states = memories.states(own, memory, "")
+    with attached(other, model, checkpoint) as memory:
         assert [id(s) for s in memories.states(other, memory, "")] == [
             id(states[row]) for row in (2, 0, 1)
         ]
         with pytest.raises(SfvgenError, match="at least 2 episodes"):
             TrialMemories(trials[:1]).states(other, memory, "")
     assert not [name for name, _ in model.unet.named_parameters() if "lora" in name]
+
+
+@pytest.fixture
+def looped_checkpoint(tiny_checkpoint, tmp_path):
+    """As the slow-fast loop leaves one: adapters trained away from their start."""
+    folder = tmp_path / "looped"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = replace(MEMORY_VARIANTS["ours"], rank=2, num_time_codes=2, learning_rate=0.1)
+    EpisodicMemory(tiny_world_model(), config, seed=5).save_pretrained(folder / "memory")
+    return folder
+
+
+def test_ours_needs_a_checkpoint_that_was_trained_with_it(
+    tiny_checkpoint, looped_checkpoint, quick, caplog
+):
+    assert list(offered([], str(looped_checkpoint))) == list(VARIANTS)
+    without = offered([], str(tiny_checkpoint))
+    assert set(VARIANTS) - without.keys() == {"ours"}
+    assert "ours is left out" in caplog.text
+    assert without["other_episode"].memory == "paper"
+    with pytest.raises(SfvgenError, match="no slow-fast loop"):
+        offered(["none", "ours"], str(tiny_checkpoint))
+    model = tiny_world_model()
+    trained = load_file(looped_checkpoint / "memory" / "adapter_model.safetensors")
+    slow = [tensor for name, tensor in trained.items() if name.endswith("lora_A.weight")]
+    for variant in offered(["ours", "other_episode"], str(looped_checkpoint)).values():
+        with attached(variant, model, str(looped_checkpoint)):
+            own = [p for name, p in model.unet.named_parameters() if ".lora_A." in name]
+            assert len(own) == len(slow) > 0
+            for tensor in slow:
+                assert any(torch.equal(tensor, other) for other in own)
+
+
+@pytest.mark.parametrize("name", ["paper", "no_local_rule", "no_chunk_input", "ours"])
+def test_returns_imagined_in_a_batch_are_those_imagined_alone(
+    trials, looped_checkpoint, quick, name
+):
+    """Three trials, two at a time: the last one is alone in its batch."""
+    model, checkpoint = tiny_world_model(), str(looped_checkpoint)
+    videos = []
+    for num_memories in (1, 2):
+        with attached(VARIANTS[name], model, checkpoint, num_memories) as memory:
+            states = TrialMemories(trials).states(VARIANTS[name], memory, "")
+            videos.append(imagine(model, trials, VARIANTS[name], memory, states))
+    plain = imagine(model, trials, VARIANTS["none"])
+    assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
+    assert (videos[0] != plain).mean() > 0.05
 
 
 def test_each_variant_sees_its_own_part_of_the_past(trials, monkeypatch):
@@ -179,13 +242,13 @@ def test_a_trials_noise_does_not_depend_on_the_others(trials):
     assert np.abs(together.astype(int) - alone).max() <= 1
 
 
-def imagine(model, trials, variant):
+def imagine(model, trials, variant, memory=None, states=None):
     return imagine_returns(
         model,
         trials,
         variant,
-        None,
-        None,
+        memory,
+        states,
         num_chunks=2,
         num_inference_steps=1,
         guidance_scale=1.0,
@@ -207,7 +270,7 @@ def test_every_variant_is_imagined_on_the_same_episodes(tmp_path, tiny_checkpoin
     rows = run(out, tiny_checkpoint, ["open_loop_error_px"], num_episodes=2)
     for name in ("open_loop_error_px", "open_loop_hit_rate_2px"):
         found = [row for row in rows if row["name"] == name]
-        assert [row["variant"] for row in found] == list(VARIANTS)
+        assert [row["variant"] for row in found] == [n for n in VARIANTS if n != "ours"]
         for row in found[1:]:
             (paired,) = [
                 other
@@ -234,25 +297,26 @@ def test_the_command_measures_and_draws(tmp_path, tiny_checkpoint, capsys):
 def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkeypatch):
     monkeypatch.setattr(evaluation, "MANY_STEPS", 6)
     names = [name for name in FIGURES if not name.startswith("open_loop")]
-    variants = ("none", "temp_lora", "anchor_frame")
+    variants = ("none", "paper", "anchor_frame")
     rows = run(tmp_path / "a.json", tiny_checkpoint, names, variants=variants, num_episodes=1)
     # Peak memory is known of GPUs only.
     assert set(names) - {row["name"] for row in rows} == {"fast_learning_memory_overhead"}
     assert all(np.isfinite(row["value"]) for row in rows)
     told = {name: [row["variant"] for row in rows if row["name"] == name] for name in names}
     # Another context is no memory: it has neither plans nor a cost of learning.
-    assert told["closed_loop_distance_m"] == ["none", "temp_lora"]
-    assert told["distance_ratio_no_temp_lora"] == ["temp_lora"]
-    assert told["state_kb"] == ["temp_lora"]
+    assert told["closed_loop_distance_m"] == ["none", "paper"]
+    assert told["distance_ratio_no_temp_lora"] == ["paper"]
+    assert told["state_kb"] == ["paper"]
     steps = [r["num_inference_steps"] for r in rows if r["name"] == "fast_learning_time_overhead"]
     assert steps == [6, 1]
+    assert told["batch_16_cost_ratio"] == ["paper", "paper"]
 
 
 def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):
-    config = MemoryConfig(model=str(tiny_checkpoint), device="cpu", variants=("temp_lora",))
+    config = MemoryConfig(model=str(tiny_checkpoint), device="cpu", variants=("paper",))
     (figure,) = evaluation.measure_state(config)
     model = tiny_world_model()
-    quick_memory(model)
+    EpisodicMemory(model, MEMORY_VARIANTS["paper"])
     numbers = sum(p.numel() for n, p in model.unet.named_parameters() if "lora_" in n)
     assert figure.value * 1000 == 4 * numbers + 8  # and the count of the writes
 

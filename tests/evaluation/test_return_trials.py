@@ -41,7 +41,8 @@ def test_the_cube_left_its_place_the_horizon_ago(recall, horizon):
         tabletop = env.unwrapped
         frames = [env.reset(seed=trial.seed)[0]["image"].copy()]
         places = [tabletop.cube_position(trial.cube)]
-        for action in trial.actions:
+        for action, told in zip(trial.actions, trial.told, strict=True):
+            assert told == tabletop.instruction.text
             observation, *_, info = env.step(action)
             frames.append(observation["image"].copy())
             places.append(tabletop.cube_position(trial.cube))

@@ -3,8 +3,10 @@
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from safetensors.torch import load_file
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.memory import EpisodicMemory, MemoryBank
+from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryBank, MemoryConfig
+from sfvgen_planner.memory.bank import fingerprint
 from sfvgen_planner.world_model import tiny_world_model
 from tests.tiny_env import RandomPictureEnv
 
@@ -246,9 +249,50 @@ def test_an_attached_memory_does_not_make_it_another_model(tmp_path):
     model = tiny_world_model()
     with MemoryBank(tmp_path, model) as bank:
         record(bank, 0, 1)
-    memory = EpisodicMemory(model, learning_rate=1e-2)
+    memory = EpisodicMemory(model, MemoryConfig(learning_rate=1e-2))
     memory.write(chunk(0)[0][:4], chunk(1)[0])
     assert bank[0].model == MemoryBank(tmp_path, model, mode="r").model_fingerprint
+
+
+OURS = replace(MEMORY_VARIANTS["ours"], rank=2, num_time_codes=2)
+
+
+def test_what_is_written_makes_no_other_model_and_what_reads_it_does():
+    """Of our adapters, B is each memory's own; A and the codes are every memory's."""
+    model = tiny_world_model(denoiser="transformer")
+    bare = fingerprint(model)
+    memory = EpisodicMemory(model, OURS, num_memories=2)
+    attached = fingerprint(model)
+    frames = chunk(0)[0][None]
+    memory.write_batch(frames, frames, memories=[1])
+    assert fingerprint(model) == attached != bare
+    found = set()
+    for name, parameter in model.unet.named_parameters():
+        kind = re.search(r"lora_\w+", name)
+        kind = kind.group() if kind else "slow"
+        if kind in found:
+            continue
+        found.add(kind)
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 0.5
+        assert (fingerprint(model) == attached) == (kind == "lora_B")
+        with torch.no_grad():
+            parameter.copy_(before)
+    codes = {"lora_position_code", "lora_time_scale", "lora_time_shift"}
+    assert found == {"slow", "lora_A", "lora_B", *codes}
+    memory.detach()
+    assert fingerprint(model) == bare
+
+
+def test_a_bank_is_opened_after_the_memory_is_attached(tmp_path):
+    model = tiny_world_model(denoiser="transformer")
+    with MemoryBank(tmp_path, model) as bank:
+        memory = EpisodicMemory(model, OURS)
+        with pytest.raises(SfvgenError, match="attach the memory first"):
+            ImaginationWrapper(RandomPictureEnv(), model, memory, bank=bank)
+    with MemoryBank(tmp_path, model) as bank:
+        ImaginationWrapper(RandomPictureEnv(), model, memory, bank=bank)
 
 
 def test_nearest_is_the_least_root_mean_square_of_the_latents(tmp_path, model):
@@ -328,7 +372,8 @@ def test_a_dropped_episode_is_told(tmp_path, model):
 def test_an_episode_of_a_known_scene_starts_from_its_memory(tmp_path):
     """The wrapper records each episode and starts a scene's second one where the first ended."""
     model = tiny_world_model()
-    memory = EpisodicMemory(model, learning_rate=1e-2, num_steps=1, num_noise_draws=1)
+    config = MemoryConfig(learning_rate=1e-2, num_steps=1, num_noise_draws=1)
+    memory = EpisodicMemory(model, config)
     empty = memory.state()
     # The latents of an untrained autoencoder hardly differ.
     with MemoryBank(tmp_path, model, same_scene_distance=1e-3) as bank:
