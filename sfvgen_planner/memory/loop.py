@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
@@ -17,7 +16,7 @@ from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, Stor
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
-from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
+from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
     HELD_OUT_EVERY,
@@ -49,13 +48,7 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
     models = load_models(init_from)
     check_model(models.world_model, store)
     prepare_folder(out)
-    torch.manual_seed(recipe.seed)
-    torch.set_float32_matmul_precision("high")
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        # Without this, several processes on a machine without a GPU each train alone.
-        cpu=not torch.accelerator.is_available(),
-    )
+    accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     model = models.world_model.to(accelerator.device)
     table = FrameTable.from_store(store, accelerator.device)
     held_out = None
@@ -65,8 +58,6 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
     table = table.encoded(model)
     adapters = _attach(model, recipe, init_from)
     if recipe.compile and accelerator.device.type == "cuda":
-        # One graph for all processes' gradients: they are too few to be worth splitting it.
-        torch._dynamo.config.optimize_ddp = False
         # Writes, judged and ordinary windows have a graph each, and more in a further stage.
         torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
         model.unet.compile(dynamic=False)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +50,21 @@ class Evaluation(NamedTuple):
 
     every: int
     evaluate: Callable[[int], Metrics]
+
+
+def begin_training(seed: int, mixed_precision: Literal["no", "bf16"]) -> Accelerator:
+    """Seed this process and find its device among those of the launcher's processes."""
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        # Without this, several processes on a machine without a GPU each train alone.
+        cpu=not torch.accelerator.is_available(),
+    )
+    if accelerator.device.type == "cuda":
+        # One graph for all processes' gradients: they are too few to be worth splitting it.
+        torch._dynamo.config.optimize_ddp = False
+    return accelerator
 
 
 def train(

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import nn
 
@@ -53,7 +52,7 @@ from sfvgen_planner.world_model.slow_learning import (
     slow_batches,
 )
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
-from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, train
+from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 
 STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, OUTCOME_HEAD_FOLDER)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
@@ -102,13 +101,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     else:
         check_model(models.world_model, store)
     prepare_folder(out)
-    torch.manual_seed(recipe.seed)
-    torch.set_float32_matmul_precision("high")
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        # Without this, several processes on a machine without a GPU each train alone.
-        cpu=not torch.accelerator.is_available(),
-    )
+    accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     table = FrameTable.from_store(store, accelerator.device)
     if recipe.outcome_head is not None:
         check_outcomes(table)
@@ -130,9 +123,6 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         train(objective, draw_batch, how, out / stage, accelerator, seed, name, evaluation)
 
     on_gpu = accelerator.device.type == "cuda"
-    if on_gpu:
-        # One graph for all processes' gradients: they are too few to be worth splitting it.
-        torch._dynamo.config.optimize_ddp = False
     if recipe.autoencoder is not None:
         how = recipe.autoencoder.optimisation
         if recipe.autoencoder.decoder_only:
@@ -248,10 +238,6 @@ def load_models(folder: Path) -> Models:
     return Models(VideoWorldModel.from_pretrained(folder), *load_heads(folder))
 
 
-def _scheduler(recipe: WorldModelRecipe) -> SchedulerMixin:
-    return build_scheduler(recipe.prediction, recipe.shift)
-
-
 def _build_outcome_head(
     recipe: OutcomeHeadRecipe, model: VideoWorldModel, table: FrameTable
 ) -> OutcomeHead:
@@ -291,7 +277,7 @@ def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) 
             spec.action_size,
             text.hidden_size,
         ),
-        scheduler=_scheduler(recipe.world_model),
+        scheduler=build_scheduler(recipe.world_model.prediction, recipe.world_model.shift),
         num_past_frames=recipe.world_model.num_past_frames,
         num_future_frames=recipe.world_model.num_future_frames,
         image_size=side,
