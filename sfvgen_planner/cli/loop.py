@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from sfvgen_planner.cli.train import add_recipe_arguments
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
@@ -13,18 +15,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "the model to imagine what comes later with them. The same command goes on after an "
         "interruption. Several processes: accelerate launch -m sfvgen_planner loop ...",
     )
-    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="values to use instead of the recipe's, such as variant=paper stages.0.max_chunks=3",
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
-    )
+    add_recipe_arguments(parser, "variant=paper stages.0.max_chunks=3")
     parser.add_argument(
         "--init-from",
         default="tabletop",

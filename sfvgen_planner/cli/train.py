@@ -13,24 +13,34 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "inverse dynamics. The same command goes on after an interruption. Several processes: "
         "accelerate launch -m sfvgen_planner train ...",
     )
-    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="values to use instead of the recipe's, such as world_model.prediction=epsilon",
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
-    )
+    add_recipe_arguments(parser, "world_model.prediction=epsilon")
     parser.add_argument(
         "--init-from",
         metavar="DIR",
         help="checkpoint folder to go on from; the recipe's stages continue it",
     )
     parser.set_defaults(run=run, resumes=True)
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add what all commands that train from a recipe are given: recipe, changes, data, output.
+
+    Args:
+        parser: Of one command.
+        example: Changes that make sense for the command's recipes.
+    """
+    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"values to use instead of the recipe's, such as {example}",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
