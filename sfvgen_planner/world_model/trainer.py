@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.captured_step import CapturedStep
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
 
@@ -113,6 +114,9 @@ def train(
     step = _resume(folder, module, optimiser, ema)
     wrapped, optimiser = accelerator.prepare(module, optimiser)
     wrapped.train()
+    captured = None
+    if optimisation.capture and accelerator.device.type == "cuda":
+        captured = CapturedStep(module, parameters, accelerator.autocast)
     generator = torch.Generator(device=accelerator.device)
     samples_per_step = optimisation.batch_size * accelerator.num_processes
     recent: list[Tensor] = []
@@ -131,9 +135,14 @@ def train(
             rate = optimisation.learning_rate * learning_rate_factor(step, optimisation)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            with accelerator.autocast():
-                loss = wrapped(*draw_batch(generator))
-            accelerator.backward(loss)
+            batch = draw_batch(generator)
+            if captured is None:
+                with accelerator.autocast():
+                    loss = wrapped(*batch)
+                accelerator.backward(loss)
+            else:
+                loss = captured(batch)
+                _average_gradients(parameters, accelerator)
             norm = accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -182,6 +191,17 @@ def train(
                 raise KeyboardInterrupt(f"{description} stopped at step {step}")
     ema.copy_to(parameters)
     module.eval()
+
+
+def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+    """Make the gradients the mean of all processes', as DDP does, which sees no captured step."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    means = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, mean in zip(gradients, means.split(sizes), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def learning_rate_factor(step: int, optimisation: Optimisation) -> float:

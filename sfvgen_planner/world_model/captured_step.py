@@ -1,0 +1,94 @@
+"""A training step's forward and backward passes as CUDA graphs.
+
+Fast learning inside a step, with gradients through it, is tens of thousands of small kernels; a
+graph launches them all at once, so that the GPU does not wait for Python.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+class CapturedStep:
+    """Computes a module's loss and gradients, by one graph for each shape of its batch.
+
+    Args:
+        module: Called as `module(*batch)`; returns the scalar loss. It must not look at the values
+            of tensors, nor draw random numbers.
+        parameters: Those that get a gradient.
+        autocast: Makes the context that the forward pass runs in.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._module = module
+        self._parameters = list(parameters)
+        self._autocast = autocast
+        # One for all: graphs run one after another.
+        self._pool = torch.cuda.graph_pool_handle()
+        self._steps: dict[Hashable, _Step] = {}
+
+    def __call__(self, batch: tuple[Any, ...]) -> Tensor:
+        """The loss of `batch`; its gradients are in the parameters' `grad` afterwards."""
+        values, structure = pytree.tree_flatten(batch)
+        shapes = tuple(
+            (value.shape, value.dtype) if isinstance(value, Tensor) else value for value in values
+        )
+        key = (str(structure), shapes)
+        if key not in self._steps:
+            self._steps[key] = _Step(
+                self._backward, self._parameters, values, structure, self._pool
+            )
+        return self._steps[key].replay(values)
+
+    def _backward(self, batch: tuple[Any, ...]) -> Tensor:
+        for parameter in self._parameters:
+            parameter.grad = None
+        with self._autocast():
+            loss: Tensor = self._module(*batch)
+        loss.backward()
+        return loss.detach()
+
+
+class _Step:
+    """The graph of one shape of batch."""
+
+    def __init__(
+        self,
+        backward: Callable[[tuple[Any, ...]], Tensor],
+        parameters: Sequence[nn.Parameter],
+        values: Sequence[Any],
+        structure: pytree.TreeSpec,
+        pool: Any,
+    ) -> None:
+        self._parameters = parameters
+        copies = [value.clone() if isinstance(value, Tensor) else value for value in values]
+        self._inputs = [value for value in copies if isinstance(value, Tensor)]
+        batch = pytree.tree_unflatten(copies, structure)
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            # The first run compiles and tries algorithms, which a capture does not allow.
+            for _ in range(2):
+                backward(batch)
+        torch.cuda.current_stream().wait_stream(side_stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._loss = backward(batch)
+        self._gradients = [parameter.grad for parameter in parameters]
+
+    def replay(self, values: Sequence[Any]) -> Tensor:
+        given = [value for value in values if isinstance(value, Tensor)]
+        torch._foreach_copy_(self._inputs, given)
+        self._graph.replay()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        return self._loss.clone()

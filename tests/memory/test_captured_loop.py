@@ -1,0 +1,47 @@
+"""Captured steps of the loop; they need a GPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sfvgen_planner.memory.adapter import Adapters
+from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
+from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.captured_step import CapturedStep
+from tests.memory.test_slow_fast import TABLE, recipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+def test_captured_losses_and_gradients_are_those_of_plain_steps(
+    denoiser, second_order, mixed_precision
+):
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    model = tiny_world_model(denoiser=denoiser).to("cuda")
+    settings = recipe(stage={"second_order": second_order})
+    columns = {k: v.cuda() for k, v in vars(TABLE).items() if isinstance(v, torch.Tensor)}
+    adapters = Adapters(model, settings.memory_config)
+    objective = SlowFastObjective(model, adapters, settings.memory_config, second_order)
+    objective.to("cuda").requires_grad_(True)
+    parameters = list(objective.parameters())
+    batches = LoopBatches(replace(TABLE, **columns), model, settings, settings.stages[0])
+    captured = CapturedStep(objective, parameters, accelerator.autocast)
+    generator = torch.Generator("cuda")
+    for seed in range(6):
+        batch = batches(generator.manual_seed(seed))
+        objective.zero_grad()
+        with accelerator.autocast():
+            loss = objective(*batch)
+        loss.backward()
+        wanted = [None if p.grad is None else p.grad.clone() for p in parameters]
+        assert torch.allclose(captured(batch), loss, rtol=1e-3)
+        for parameter, gradient in zip(parameters, wanted, strict=True):
+            assert (parameter.grad is None) == (gradient is None)
+            if gradient is not None:
+                scale = gradient.abs().max().clamp(min=1e-4)
+                assert (parameter.grad - gradient).abs().max() < 0.05 * scale
