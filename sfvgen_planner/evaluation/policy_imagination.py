@@ -1,0 +1,140 @@
+"""What becomes of policies in imagined worlds, as the outcome head judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sfvgen_planner.data.camera import camera_frame
+from sfvgen_planner.data.environment import Environment
+from sfvgen_planner.data.episode import EpisodeSource
+from sfvgen_planner.data.rollout import record_episode
+from sfvgen_planner.evaluation.chunks import imagine_frames
+from sfvgen_planner.evaluation.policy_ladder import Rung
+from sfvgen_planner.imagination import ImaginationWrapper, Start, WorldModelEnv
+from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
+
+
+def real_starts(env: Environment, seeds: Sequence[int], image_size: int) -> list[Start]:
+    """The first frame and instruction of the episode of each seed."""
+    starts = []
+    for seed in seeds:
+        observation, info = env.reset(seed=seed)
+        frame = camera_frame(env, observation, image_size).copy()
+        starts.append(Start(frame[None], str(info.get("instruction", ""))))
+    return starts
+
+
+def replay(
+    model: VideoWorldModel,
+    head: OutcomeHead,
+    starts: Sequence[Start],
+    actions: Sequence[np.ndarray],
+    *,
+    num_inference_steps: int,
+    batch_size: int,
+    description: str,
+) -> np.ndarray:
+    """Imagine recorded actions from real first frames, chunk by chunk.
+
+    Args:
+        model: it goes on from its own frames.
+        head: judges every imagined frame.
+        starts: N of them.
+        actions: of each start ``(T, A)`` in the environment's units; T may differ.
+        num_inference_steps: denoiser calls per chunk.
+        batch_size: starts imagined at once.
+        description: of the progress bar.
+
+    Returns:
+        ``(N,)``, the largest probability of success among the T frames of each.
+    """
+    lengths = np.array([len(one) for one in actions])
+    longest = int(lengths.max())
+    # What follows the last action is not looked at.
+    padded = [np.pad(one, ((0, longest - len(one)), (0, 0)), mode="edge") for one in actions]
+    latents = imagine_frames(
+        model,
+        np.stack([start.frames for start in starts]),
+        actions=np.stack(padded),
+        num_inference_steps=num_inference_steps,
+        batch_size=batch_size,
+        description=description,
+        output_type="latent",
+    )
+    probabilities = success_probabilities(
+        model, head, torch.from_numpy(latents), [start.instruction for start in starts]
+    )
+    taken = np.arange(longest) < lengths[:, None]
+    best: np.ndarray = np.where(taken, probabilities, 0.0).max(axis=1)
+    return best
+
+
+def act_in_imagination(
+    model: VideoWorldModel,
+    head: OutcomeHead,
+    rung: Rung,
+    starts: Sequence[Start],
+    seeds: Sequence[int],
+    *,
+    horizon: int,
+    num_inference_steps: int,
+) -> np.ndarray:
+    """Let a policy act on the imagined frames, which it and the model make in turn.
+
+    Args:
+        model: imagines one frame per action.
+        head: judges every imagined frame.
+        rung: the policy; it must act on images.
+        starts: N of them.
+        seeds: of the policy and of the noise, one per start.
+        horizon: steps of every episode.
+        num_inference_steps: denoiser calls per frame.
+
+    Returns:
+        ``(N,)``, the largest probability of success among the imagined frames of each.
+    """
+    waiting = iter(starts)
+    world = WorldModelEnv(
+        model,
+        lambda _: next(waiting),
+        horizon=horizon,
+        num_inference_steps=num_inference_steps,
+    )
+    env = ImaginationWrapper(world, model)
+    policy = rung.make(env)
+    best = []
+    description = f"{rung.name}, imagined closed loop"
+    for start, seed in zip(
+        starts, tqdm(seeds, desc=description, unit="episode", dynamic_ncols=True), strict=True
+    ):
+        episode = record_episode(env, policy, seed, EpisodeSource())
+        latents = model.encode(episode.frames[None, 1:])
+        best.append(success_probabilities(model, head, latents, [start.instruction]).max())
+    env.close()
+    return np.array(best)
+
+
+@torch.no_grad()
+def success_probabilities(
+    model: VideoWorldModel, head: OutcomeHead, latents: torch.Tensor, instructions: Sequence[str]
+) -> np.ndarray:
+    """Calibrated probabilities ``(N, F)`` that frames show their instruction achieved.
+
+    Args:
+        model: whose latents these are.
+        head: its outcome head.
+        latents: ``(N, C, F, h, w)``.
+        instructions: N of them.
+    """
+    device = next(head.parameters()).device
+    token_ids = model.tokenize(list(instructions)).to(device)
+    judged = [
+        head.success_probability(video.transpose(0, 1).float(), one.expand(video.shape[1], -1))
+        for video, one in zip(latents.to(device), token_ids, strict=True)
+    ]
+    return torch.stack(judged).cpu().numpy()
