@@ -9,6 +9,15 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import replacing
 
 
+def require_matplotlib() -> None:
+    """Refuse to go on without matplotlib, before any work is spent.
+
+    Raises:
+        SfvgenError: it is missing.
+    """
+    new_figure(1, 1)
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure of a size in inches.
 

@@ -33,6 +33,16 @@ STATISTICS: dict[str, Statistic] = {
 }
 """Of the success rates ``(P,)`` in the simulator and in imagination."""
 
+CRITERIA: dict[str, Callable[[np.ndarray], float]] = {
+    "any_frame": lambda probabilities: float(probabilities.max()),
+    "last_frame": lambda probabilities: float(probabilities[-1]),
+}
+"""Which of the imagined frames ``(T,)`` an episode is judged by.
+
+The simulator's own verdict is on the state that the last action leads to. One frame among many may
+look like success by chance, or in passing.
+"""
+
 
 @dataclass(frozen=True)
 class PolicyEvaluationConfig(EvaluationConfig):
@@ -41,7 +51,7 @@ class PolicyEvaluationConfig(EvaluationConfig):
     Attributes:
         num_policy_episodes: starts that every policy is run from.
         num_inference_steps: denoiser calls per imagined chunk.
-        success_threshold: probability that counts as success, on any imagined frame.
+        success_threshold: probability that counts as success.
         video_planner: whether the video planner is evaluated too, which takes by far the longest.
     """
 
@@ -68,8 +78,8 @@ def measure_policies(
         ladder: at least two policies of different quality; ``LADDER`` by default.
 
     Raises:
-        SfvgenError: the model has no outcome head; or, after the success rates, all policies are
-            equally good in one of the worlds, so that there is no correlation.
+        SfvgenError: the model has no outcome head; or, after the success rates, all policies do
+            equally well in one of the worlds, so that there is no correlation.
     """
     rungs = list(LADDER if ladder is None else ladder)
     if config.video_planner:
@@ -80,59 +90,77 @@ def measure_policies(
     seeds = config.seeds(config.num_policy_episodes)
     env = ImaginationWrapper(make_env(ENV_ID, TASK), model)
     starts = real_starts(env, seeds, model.config.image_size)
-    imagined_in = {
-        "model": config.model,
-        "num_inference_steps": config.num_inference_steps,
-        "success_threshold": config.success_threshold,
-    }
-
-    def rate(rung: Rung, successes: np.ndarray, where: str, **fields: Any) -> Figure:
-        device = "cpu" if where == "simulator" else config.device
-        told = {"policy": rung.name, "where": where, **fields, **TASK}
-        return Figure.measured("policy_success_rate", successes, "1", seeds, device, **told)
-
-    simulated, replayed = [], []
+    simulated: list[np.ndarray] = []
+    replayed: dict[str, list[np.ndarray]] = {criterion: [] for criterion in CRITERIA}
     for rung in rungs:
         episodes = list(play(env, rung.make(env), seeds, f"{rung.name}, simulator"))
         simulated.append(np.array([succeeded(episode) for episode in episodes], float))
-        yield rate(rung, simulated[-1], "simulator")
-        probabilities = replay(
-            model,
-            head,
-            starts,
-            [episode.actions for episode in episodes],
-            num_inference_steps=config.num_inference_steps,
-            batch_size=config.batch_size,
-            description=f"{rung.name}, imagined replay",
-        )
-        replayed.append((probabilities >= config.success_threshold).astype(float))
-        yield rate(rung, replayed[-1], "imagination", mode="replay", **imagined_in)
+        told: dict[str, Any] = {"policy": rung.name, "where": "simulator", **TASK}
+        yield Figure.measured("policy_success_rate", simulated[-1], "1", seeds, **told)
+        imagined = {
+            "replay": replay(
+                model,
+                head,
+                starts,
+                [episode.actions for episode in episodes],
+                num_inference_steps=config.num_inference_steps,
+                batch_size=config.batch_size,
+                description=f"{rung.name}, imagined replay",
+            )
+        }
         if rung.acts_on_images:
-            probabilities = act_in_imagination(
+            imagined["closed_loop"] = act_in_imagination(
                 model,
                 head,
                 rung,
                 starts,
                 seeds,
                 horizon=DEFAULT_HORIZON,
+                success_threshold=config.success_threshold,
                 num_inference_steps=config.num_inference_steps,
             )
-            closed = (probabilities >= config.success_threshold).astype(float)
-            yield rate(rung, closed, "imagination", mode="closed_loop", **imagined_in)
+        for mode, probabilities in imagined.items():
+            for criterion, successes in _verdicts(probabilities, config.success_threshold).items():
+                if mode == "replay":
+                    replayed[criterion].append(successes)
+                told["where"] = "imagination"
+                told |= {"mode": mode, "criterion": criterion, **_imagined_with(config)}
+                yield Figure.measured(
+                    "policy_success_rate", successes, "1", seeds, config.device, **told
+                )
     env.close()
-    fields = {"mode": "replay", "policies": len(rungs), **imagined_in, **TASK}
-    truths, predictions = np.array(simulated), np.array(replayed)
-    agreed = (truths == predictions).mean(axis=0)
-    yield Figure.measured("episode_agreement", agreed, "1", seeds, config.device, **fields)
-    for name, statistic in STATISTICS.items():
-        estimate = _over_starts(statistic, truths, predictions)
-        yield Figure.of_estimate(name, estimate, "1", seeds, config.device, **fields)
+    truths = np.array(simulated)
+    for criterion, rows in replayed.items():
+        predictions = np.array(rows)
+        told = {"mode": "replay", "criterion": criterion, "policies": len(rungs)}
+        told |= _imagined_with(config) | TASK
+        agreed = (truths == predictions).mean(axis=0)
+        yield Figure.measured("episode_agreement", agreed, "1", seeds, config.device, **told)
+        for name, statistic in STATISTICS.items():
+            estimate = _over_starts(statistic, truths, predictions)
+            yield Figure.of_estimate(name, estimate, "1", seeds, config.device, **told)
 
 
 FIGURES: dict[str, Callable[[PolicyEvaluationConfig], Iterable[Figure]]] = dict.fromkeys(
     ("policy_success_rate", "episode_agreement", *STATISTICS), measure_policies
 )
 """Figure to the measurement that it comes from: they come together."""
+
+
+def _verdicts(probabilities: Sequence[np.ndarray], threshold: float) -> dict[str, np.ndarray]:
+    """For each criterion whether the episodes ``(N,)`` succeeded, 0 or 1."""
+    return {
+        criterion: np.array([best(one) >= threshold for one in probabilities], float)
+        for criterion, best in CRITERIA.items()
+    }
+
+
+def _imagined_with(config: PolicyEvaluationConfig) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "num_inference_steps": config.num_inference_steps,
+        "success_threshold": config.success_threshold,
+    }
 
 
 def _over_starts(statistic: Statistic, truths: np.ndarray, predictions: np.ndarray) -> Estimate:

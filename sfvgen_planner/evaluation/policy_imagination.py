@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.environment import Environment
-from sfvgen_planner.data.episode import EpisodeSource
-from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.evaluation.chunks import imagine_frames
 from sfvgen_planner.evaluation.policy_ladder import Rung
 from sfvgen_planner.imagination import ImaginationWrapper, Start, WorldModelEnv
@@ -38,7 +36,7 @@ def replay(
     num_inference_steps: int,
     batch_size: int,
     description: str,
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """Imagine recorded actions from real first frames, chunk by chunk.
 
     Args:
@@ -51,10 +49,10 @@ def replay(
         description: of the progress bar.
 
     Returns:
-        ``(N,)``, the largest probability of success among the T frames of each.
+        N arrays ``(T,)``: the probability of success on each imagined frame.
     """
-    lengths = np.array([len(one) for one in actions])
-    longest = int(lengths.max())
+    lengths = [len(one) for one in actions]
+    longest = max(lengths)
     # What follows the last action is not looked at.
     padded = [np.pad(one, ((0, longest - len(one)), (0, 0)), mode="edge") for one in actions]
     latents = imagine_frames(
@@ -69,9 +67,7 @@ def replay(
     probabilities = success_probabilities(
         model, head, torch.from_numpy(latents), [start.instruction for start in starts]
     )
-    taken = np.arange(longest) < lengths[:, None]
-    best: np.ndarray = np.where(taken, probabilities, 0.0).max(axis=1)
-    return best
+    return [one[:length] for one, length in zip(probabilities, lengths, strict=True)]
 
 
 def act_in_imagination(
@@ -82,41 +78,49 @@ def act_in_imagination(
     seeds: Sequence[int],
     *,
     horizon: int,
+    success_threshold: float,
     num_inference_steps: int,
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """Let a policy act on the imagined frames, which it and the model make in turn.
 
     Args:
         model: imagines one frame per action.
-        head: judges every imagined frame.
+        head: judges every imagined frame, and so ends episodes, see ``WorldModelVectorEnv``.
         rung: the policy; it must act on images.
         starts: N of them.
         seeds: of the policy and of the noise, one per start.
-        horizon: steps of every episode.
+        horizon: steps of an episode at most.
+        success_threshold: probability on two frames in a row that ends an episode.
         num_inference_steps: denoiser calls per frame.
 
     Returns:
-        ``(N,)``, the largest probability of success among the imagined frames of each.
+        N arrays ``(T,)``: the probability of success on each imagined frame.
     """
     waiting = iter(starts)
     world = WorldModelEnv(
         model,
         lambda _: next(waiting),
         horizon=horizon,
+        outcome_head=head,
+        success_threshold=success_threshold,
         num_inference_steps=num_inference_steps,
     )
     env = ImaginationWrapper(world, model)
     policy = rung.make(env)
-    best = []
+    episodes = []
     description = f"{rung.name}, imagined closed loop"
-    for start, seed in zip(
-        starts, tqdm(seeds, desc=description, unit="episode", dynamic_ncols=True), strict=True
-    ):
-        episode = record_episode(env, policy, seed, EpisodeSource())
-        latents = model.encode(episode.frames[None, 1:])
-        best.append(success_probabilities(model, head, latents, [start.instruction]).max())
+    for seed in tqdm(seeds, desc=description, unit="episode", dynamic_ncols=True):
+        observation, info = env.reset(seed=seed)
+        policy.reset(seed)
+        probabilities: list[float] = []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            action = policy.act(observation, info["instruction"])
+            observation, _, terminated, truncated, info = env.step(action)
+            probabilities.append(info["success_probability"])
+        episodes.append(np.array(probabilities))
     env.close()
-    return np.array(best)
+    return episodes
 
 
 @torch.no_grad()
