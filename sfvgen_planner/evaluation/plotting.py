@@ -34,6 +34,13 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def colour_map(name: str) -> Any:
+    """One of matplotlib's colour maps, where :func:`new_figure` has found it."""
+    from matplotlib import colormaps
+
+    return colormaps[name]
+
+
 def save_figure(figure: Any, out: Path) -> None:
     """Write a figure; the suffix says how (``.png``, ``.svg``, ``.pdf``).
 

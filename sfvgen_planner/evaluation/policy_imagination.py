@@ -131,14 +131,13 @@ def success_probabilities(
 
     Args:
         model: whose latents these are.
-        head: its outcome head.
+        head: its outcome head, on the model's device.
         latents: ``(N, C, F, h, w)``.
         instructions: N of them.
     """
-    device = next(head.parameters()).device
-    token_ids = model.tokenize(list(instructions)).to(device)
+    token_ids = model.tokenize(list(instructions)).to(model.device)
     judged = [
-        head.success_probability(video.transpose(0, 1).float(), one.expand(video.shape[1], -1))
-        for video, one in zip(latents.to(device), token_ids, strict=True)
+        head.success_logits(video.transpose(0, 1).float(), one.expand(video.shape[1], -1))
+        for video, one in zip(latents.to(model.device), token_ids, strict=True)
     ]
-    return torch.stack(judged).cpu().numpy()
+    return torch.stack(judged).float().sigmoid().cpu().numpy()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfvgen_planner.errors import require
-from sfvgen_planner.evaluation.plotting import new_figure, save_figure
+from sfvgen_planner.evaluation.plotting import colour_map, new_figure, save_figure
 from sfvgen_planner.evaluation.results import read_rows
 
 FIGURE = "policy_success_rate"
@@ -32,8 +32,9 @@ def plot_success_rates(results: Path, out: Path) -> None:
     rows = [row for row in rows if row["where"] == "imagination" and row["policy"] in real]
     require(bool(rows), f"{results} has no {FIGURE}; measure it with `sfvgen eval policy`")
     panels = sorted({(row["model"], row["criterion"]) for row in rows})
-    colours = {policy: f"C{place % 10}" for place, policy in enumerate(real)}
     figure = new_figure(3 + 3.6 * len(panels), 3.8)
+    palette = colour_map("tab20")
+    colours = {policy: palette(place % 20) for place, policy in enumerate(real)}
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     lines: dict[str, Any] = {}
     for panel, (model, criterion) in zip(axes, panels, strict=True):

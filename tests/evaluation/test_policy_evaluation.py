@@ -1,0 +1,283 @@
+"""Policy evaluation in a world whose model is perfect, and on sizes of nothing."""
+
+import json
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from sfvgen_policies.sb3 import SB3Policy
+
+from sfvgen_planner.cli.main import main
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation import policy_evaluation as evaluation
+from sfvgen_planner.evaluation.policy_evaluation import (
+    FIGURES,
+    PolicyEvaluationConfig,
+    measure_policies,
+)
+from sfvgen_planner.evaluation.policy_imagination import act_in_imagination, real_starts, replay
+from sfvgen_planner.evaluation.policy_ladder import LADDER, Rung
+from sfvgen_planner.evaluation.policy_plot import plot_success_rates
+from sfvgen_planner.imagination import WorldModelVectorEnv
+from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
+from tests.point_mass import (
+    SIZE,
+    SPEED,
+    PointMassEnv,
+    PointMassOutcomeHead,
+    PointMassWorldModel,
+    draw,
+    locate,
+)
+
+LINE = 0.7
+NUM_STEPS = 16
+
+
+class ReachEnv(PointMassEnv):
+    """Success is to be right of a line at the end; the observation is the picture."""
+
+    def __init__(self):
+        super().__init__(num_steps=NUM_STEPS)
+        self.observation_space = Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+
+    def reset(self, **kwargs):
+        _, info = super().reset(**kwargs)
+        return self.render(), info
+
+    def step(self, action):
+        _, reward, terminated, truncated, info = super().step(action)
+        return self.render(), reward, terminated, truncated, info
+
+    def _info(self):
+        seen = locate(draw(self.position))[0]
+        return {"instruction": "right", "is_success": bool(seen >= LINE)}
+
+
+class LineHead(PointMassOutcomeHead):
+    """Knows the line."""
+
+    def success_logits(self, latents, token_ids):
+        return 1000 * (super().success_logits(latents, token_ids) - LINE)
+
+
+class Mover:
+    """Goes right at a speed, and left from some step on."""
+
+    def __init__(self, env, speed, turn=NUM_STEPS):
+        self.speed, self.turn = speed, turn
+
+    def reset(self, seed=None):
+        self.num_steps = 0
+
+    def act(self, observation, instruction):
+        assert observation.shape == (SIZE, SIZE, 3)
+        self.num_steps += 1
+        way = 1 if self.num_steps <= self.turn else -1
+        return np.float32([way * self.speed, 0])
+
+
+SPEEDS = (0, 0.15, 0.2, 0.25, 0.3, 0.5)
+
+
+def mover(speed, turn=NUM_STEPS, **kwargs):
+    return Rung(f"speed {speed}, turn {turn}", partial(Mover, speed=speed, turn=turn), **kwargs)
+
+
+@pytest.fixture
+def reach(monkeypatch):
+    monkeypatch.setattr(evaluation, "make_env", lambda *_: ReachEnv())
+    monkeypatch.setattr(evaluation, "required_outcome_head", lambda _: LineHead())
+    monkeypatch.setattr(PointMassWorldModel, "to", lambda self, _: self, raising=False)
+    monkeypatch.setattr(evaluation, "load_world_model", lambda _: PointMassWorldModel())
+    return PolicyEvaluationConfig(device="cpu", num_policy_episodes=12, batch_size=5)
+
+
+def by_name(figures, **fields):
+    chosen = [f for f in figures if fields.items() <= f.fields.items()]
+    return {f.name: f for f in chosen}
+
+
+def test_a_perfect_model_agrees_with_the_simulator(reach):
+    figures = list(measure_policies(reach, [mover(speed) for speed in SPEEDS]))
+    rates = [f for f in figures if f.name == "policy_success_rate"]
+    assert len({f.fields["policy"] for f in rates}) == len(SPEEDS)
+    first = [PointMassEnv().reset(seed=seed)[0][0] for seed in reach.seeds(12)]
+    for speed in SPEEDS:
+        told = [f for f in rates if f.fields["policy"] == mover(speed).name]
+        end = np.array(first) + NUM_STEPS * SPEED * speed
+        truth = (locate(draw(np.stack([end, np.full(12, 0.5)], axis=1)))[:, 0] >= LINE).mean()
+        assert [f.value for f in told] == [truth] * 3
+        assert [f.fields.get("criterion") for f in told] == [None, "any_frame", "last_frame"]
+    assert 0 < np.mean([f.value for f in rates]) < 1
+    for criterion in ("any_frame", "last_frame"):
+        found = by_name(figures, criterion=criterion, policies=len(SPEEDS))
+        assert found["episode_agreement"].value == 1
+        assert found["pearson_r"].value == pytest.approx(1)
+        assert found["pearson_r"].ci95 == pytest.approx((1, 1))
+        assert found["spearman_rho"].value == pytest.approx(1)
+        assert found["mean_rank_violation"].value == 0
+
+
+def test_success_in_passing_counts_for_any_frame_only(reach):
+    ladder = [mover(0), mover(1, turn=8), mover(1)]
+    figures = list(measure_policies(reach, ladder))
+    passing = by_name(figures, policy=ladder[1].name, where="imagination")
+    assert passing["policy_success_rate"].fields["criterion"] == "last_frame"
+    assert passing["policy_success_rate"].value == 0
+    found = by_name(figures, criterion="any_frame")
+    # From every start it crosses the line and comes back: one verdict of three is wrong.
+    assert found["episode_agreement"].value == pytest.approx(2 / 3)
+    # Rates (0, 0, 1) and (0, 1, 1).
+    assert found["pearson_r"].value == pytest.approx(0.5)
+    assert found["mean_rank_violation"].value == pytest.approx(1 / 3)
+
+
+def test_policies_on_images_also_act_in_the_imagined_world(reach):
+    ladder = [mover(0), mover(1, acts_on_images=True)]
+    figures = list(measure_policies(reach, ladder))
+    closed = [f for f in figures if f.fields.get("mode") == "closed_loop"]
+    assert [f.fields["policy"] for f in closed] == [ladder[1].name] * 2
+    # In 32 steps it would go there and back; the world ends on the second frame of success.
+    assert [f.value for f in closed] == [1, 1]
+    assert by_name(figures, criterion="last_frame")["pearson_r"].fields["mode"] == "replay"
+
+
+def test_what_no_correlation_can_be_had_of_is_refused(reach):
+    figures = []
+    with pytest.raises(SfvgenError, match="all 2 policies do equally well in the simulator"):
+        figures.extend(measure_policies(reach, [mover(0), mover(0.1)]))
+    with pytest.raises(SfvgenError, match="at least 2 policies can be compared, got 1"):
+        list(measure_policies(reach, [mover(0)]))
+
+
+def test_replay_ends_with_the_actions():
+    model, head, env = PointMassWorldModel(), PointMassOutcomeHead(), PointMassEnv()
+    starts = real_starts(env, [3, 4, 5], SIZE)
+    actions = [np.float32([[1, 0]] * steps) for steps in (3, 9, 1)]
+    settings = {"num_inference_steps": 1, "batch_size": 2, "description": ""}
+    found = replay(model, head, starts, actions, **settings)
+    assert [len(one) for one in found] == [3, 9, 1]
+    for one, start in zip(found, starts, strict=True):
+        begin = locate(start.frames)[0]
+        path = begin + SPEED * np.arange(1, len(one) + 1)[:, None] * [1, 0]
+        log_odds = locate(draw(path))[:, 0]
+        assert one == pytest.approx(1 / (1 + np.exp(-log_odds)), abs=5e-3)
+
+
+def test_an_imagined_world_ends_in_success_or_at_the_horizon():
+    model, env = PointMassWorldModel(), ReachEnv()
+    starts = real_starts(env, range(3), SIZE)
+    settings = {"success_threshold": 0.5, "num_inference_steps": 1}
+    found = act_in_imagination(
+        model, LineHead(), mover(1, turn=99), starts, range(3), horizon=20, **settings
+    )
+    for one in found:
+        assert (one >= 0.5).tolist() == [False] * (len(one) - 2) + [True] * 2
+    still = act_in_imagination(
+        model, LineHead(), mover(0), starts, [7, 8, 9], horizon=4, **settings
+    )
+    assert [len(one) for one in still] == [4, 4, 4]
+    assert np.max(still) < 0.01
+
+
+def test_an_sb3_model_learns_and_is_judged_in_imagination():
+    sb3 = pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import SB3VecEnv
+
+    torch.manual_seed(0)
+    model = tiny_world_model()
+    head = OutcomeHead(4, 4, len(model.tokenizer), 8, 1)
+    env = evaluation.make_env(evaluation.ENV_ID, evaluation.TASK)
+    starts = real_starts(env, [0, 1], 64)
+    worlds = WorldModelVectorEnv(
+        model, lambda rng: starts[0], 2, horizon=2, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    sizes = {"features_extractor_kwargs": {"features_dim": 8}, "net_arch": [8]}
+    agent = sb3.PPO(
+        "CnnPolicy", SB3VecEnv(worlds), n_steps=2, batch_size=4, n_epochs=1, policy_kwargs=sizes
+    ).learn(4)
+    rung = Rung("ppo", lambda env: SB3Policy(env, agent), acts_on_images=True)
+    settings = {"horizon": 2, "success_threshold": 0.5, "num_inference_steps": 1}
+    found = act_in_imagination(model, head, rung, starts, [0, 1], **settings)
+    assert all(np.isfinite(one).all() and 1 <= len(one) <= 2 for one in found)
+    # The same policy acts in the simulator, whose observation is a Dict.
+    observation, info = env.reset(seed=0)
+    action = rung.make(env).act(observation, info["instruction"])
+    expected, _ = agent.predict(observation["image"], deterministic=True)
+    assert np.array_equal(action, expected)
+    env.close()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_checkpoint):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    torch.manual_seed(0)
+    head = OutcomeHead(4, 4, len(tiny_world_model().tokenizer), 8, 1)
+    head.save_pretrained(folder / "outcome_head")
+    return folder
+
+
+def test_the_command_measures_and_draws(tmp_path, checkpoint, monkeypatch, capsys):
+    # A model that has learnt nothing finds all policies alike: here episodes are judged by chance.
+    draws = np.random.default_rng(0)
+    monkeypatch.setattr(evaluation, "replay", lambda *args, **_: [draws.random(1) for _ in args[3]])
+    out = tmp_path / "new" / "figures.json"
+    command = ["eval", "policy", "--model", str(checkpoint), "--device", "cpu"]
+    assert main([*command, "--out", str(out), "--episodes", "2"]) == 0
+    rows = json.loads(out.read_text())["figures"]
+    assert {row["name"] for row in rows} == set(FIGURES)
+    assert all(row["seeds"] == [100_000, 100_001] for row in rows)
+    real = {r["policy"]: r["value"] for r in rows if r.get("where") == "simulator"}
+    assert list(real) == [rung.name for rung in LADDER]
+    assert (real["still"], real["expert"]) == (0, 1)
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "policy_success_rate 1 1 [1, 1] policy=expert where=simulator" in printed
+
+
+def test_the_video_planner_is_evaluated_where_asked_for(checkpoint, monkeypatch):
+    monkeypatch.setattr(evaluation, "DEFAULT_HORIZON", 2)
+    monkeypatch.setattr(
+        evaluation, "TASK", {"level": 1, "recall": "none", "steps_per_instruction": 2}
+    )
+    config = PolicyEvaluationConfig.of(str(checkpoint), "cpu", num_episodes=1)
+    config = replace(config, video_planner=True)
+    figures = []
+    # In two steps neither policy succeeds, which ends in an error after the success rates.
+    with suppress(SfvgenError):
+        figures.extend(measure_policies(config, [LADDER[0]]))
+    told = [f.fields for f in figures if f.fields.get("policy") == "video planner"]
+    assert [(t["where"], t.get("mode")) for t in told] == [
+        ("simulator", None),
+        *[("imagination", "replay")] * 2,
+        *[("imagination", "closed_loop")] * 2,
+    ]
+
+
+def test_a_model_without_outcome_head_is_one_sentence(tmp_path, tiny_checkpoint, capsys):
+    out = tmp_path / "a.json"
+    command = ["eval", "policy", "--model", str(tiny_checkpoint), "--out", str(out)]
+    assert main(command) == 2
+    assert "has no outcome head" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_missing_matplotlib_is_told_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(evaluation, "load_world_model", None)
+    assert main(["eval", "policy", "--out", str(tmp_path / "a.json")]) == 2
+    assert "pip install 'sfvgen-planner[report]'" in capsys.readouterr().err
+
+
+def test_a_plot_without_figures_is_one_sentence(tmp_path):
+    with pytest.raises(SfvgenError, match="has no policy_success_rate"):
+        plot_success_rates(tmp_path / "none.json", tmp_path / "a.png")
