@@ -5,14 +5,10 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode
-from sfvgen_policies.sb3 import SB3Policy
 
 from sfvgen_planner.cli.main import main
 from sfvgen_planner.errors import SfvgenError
@@ -22,74 +18,12 @@ from sfvgen_planner.evaluation.policy_evaluation import (
     PolicyEvaluationConfig,
     measure_policies,
 )
-from sfvgen_planner.evaluation.policy_imagination import act_in_imagination, real_starts, replay
-from sfvgen_planner.evaluation.policy_ladder import LADDER, Rung
+from sfvgen_planner.evaluation.policy_ladder import LADDER
 from sfvgen_planner.evaluation.policy_plot import plot_success_rates
-from sfvgen_planner.imagination import WorldModelVectorEnv
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
-from tests.point_mass import (
-    SIZE,
-    SPEED,
-    PointMassEnv,
-    PointMassOutcomeHead,
-    PointMassWorldModel,
-    draw,
-    locate,
-)
-
-LINE = 0.7
-NUM_STEPS = 16
-
-
-class ReachEnv(PointMassEnv):
-    """Success is to be right of a line at the end; the observation is the picture."""
-
-    def __init__(self):
-        super().__init__(num_steps=NUM_STEPS)
-        self.observation_space = Box(0, 255, (SIZE, SIZE, 3), np.uint8)
-
-    def reset(self, **kwargs):
-        _, info = super().reset(**kwargs)
-        return self.render(), info
-
-    def step(self, action):
-        _, reward, terminated, truncated, info = super().step(action)
-        return self.render(), reward, terminated, truncated, info
-
-    def _info(self):
-        seen = locate(draw(self.position))[0]
-        return {"instruction": "right", "is_success": bool(seen >= LINE)}
-
-
-class LineHead(PointMassOutcomeHead):
-    """Knows the line."""
-
-    def success_logits(self, latents, token_ids):
-        return 1000 * (super().success_logits(latents, token_ids) - LINE)
-
-
-class Mover:
-    """Goes right at a speed, and left from some step on."""
-
-    def __init__(self, env, speed, turn=NUM_STEPS):
-        self.speed, self.turn = speed, turn
-
-    def reset(self, seed=None):
-        self.num_steps = 0
-
-    def act(self, observation, instruction):
-        assert observation.shape == (SIZE, SIZE, 3)
-        self.num_steps += 1
-        way = 1 if self.num_steps <= self.turn else -1
-        return np.float32([way * self.speed, 0])
-
-
-SPEEDS = (0, 0.15, 0.2, 0.25, 0.3, 0.5)
-
-
-def mover(speed, turn=NUM_STEPS, **kwargs):
-    return Rung(f"speed {speed}, turn {turn}", partial(Mover, speed=speed, turn=turn), **kwargs)
+from tests.point_mass import SPEED, PointMassEnv, PointMassWorldModel, draw, locate
+from tests.reach import LINE, NUM_STEPS, SPEEDS, LineHead, ReachEnv, mover
 
 
 @pytest.fixture
@@ -157,64 +91,6 @@ def test_what_no_correlation_can_be_had_of_is_refused(reach):
         figures.extend(measure_policies(reach, [mover(0), mover(0.1)]))
     with pytest.raises(SfvgenError, match="at least 2 policies can be compared, got 1"):
         list(measure_policies(reach, [mover(0)]))
-
-
-def test_replay_ends_with_the_actions():
-    model, head, env = PointMassWorldModel(), PointMassOutcomeHead(), PointMassEnv()
-    starts = real_starts(env, [3, 4, 5], SIZE)
-    actions = [np.float32([[1, 0]] * steps) for steps in (3, 9, 1)]
-    settings = {"num_inference_steps": 1, "batch_size": 2, "description": ""}
-    found = replay(model, head, starts, actions, **settings)
-    assert [len(one) for one in found] == [3, 9, 1]
-    for one, start in zip(found, starts, strict=True):
-        begin = locate(start.frames)[0]
-        path = begin + SPEED * np.arange(1, len(one) + 1)[:, None] * [1, 0]
-        log_odds = locate(draw(path))[:, 0]
-        assert one == pytest.approx(1 / (1 + np.exp(-log_odds)), abs=5e-3)
-
-
-def test_an_imagined_world_ends_in_success_or_at_the_horizon():
-    model, env = PointMassWorldModel(), ReachEnv()
-    starts = real_starts(env, range(3), SIZE)
-    settings = {"success_threshold": 0.5, "num_inference_steps": 1}
-    found = act_in_imagination(
-        model, LineHead(), mover(1, turn=99), starts, range(3), horizon=20, **settings
-    )
-    for one in found:
-        assert (one >= 0.5).tolist() == [False] * (len(one) - 2) + [True] * 2
-    still = act_in_imagination(
-        model, LineHead(), mover(0), starts, [7, 8, 9], horizon=4, **settings
-    )
-    assert [len(one) for one in still] == [4, 4, 4]
-    assert np.max(still) < 0.01
-
-
-def test_an_sb3_model_learns_and_is_judged_in_imagination():
-    sb3 = pytest.importorskip("stable_baselines3")
-    from sfvgen_planner.imagination.sb3 import SB3VecEnv
-
-    torch.manual_seed(0)
-    model = tiny_world_model()
-    head = OutcomeHead(4, 4, len(model.tokenizer), 8, 1)
-    env = evaluation.make_env(evaluation.ENV_ID, evaluation.TASK)
-    starts = real_starts(env, [0, 1], 64)
-    worlds = WorldModelVectorEnv(
-        model, lambda rng: starts[0], 2, horizon=2, autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    sizes = {"features_extractor_kwargs": {"features_dim": 8}, "net_arch": [8]}
-    agent = sb3.PPO(
-        "CnnPolicy", SB3VecEnv(worlds), n_steps=2, batch_size=4, n_epochs=1, policy_kwargs=sizes
-    ).learn(4)
-    rung = Rung("ppo", lambda env: SB3Policy(env, agent), acts_on_images=True)
-    settings = {"horizon": 2, "success_threshold": 0.5, "num_inference_steps": 1}
-    found = act_in_imagination(model, head, rung, starts, [0, 1], **settings)
-    assert all(np.isfinite(one).all() and 1 <= len(one) <= 2 for one in found)
-    # The same policy acts in the simulator, whose observation is a Dict.
-    observation, info = env.reset(seed=0)
-    action = rung.make(env).act(observation, info["instruction"])
-    expected, _ = agent.predict(observation["image"], deterministic=True)
-    assert np.array_equal(action, expected)
-    env.close()
 
 
 @pytest.fixture
