@@ -101,9 +101,9 @@ class PointMassWorldModel:
 
     def __call__(
         self,
-        past: torch.Tensor,
+        past: np.ndarray | torch.Tensor,
         instruction: str | list[str] | None = None,
-        actions: torch.Tensor | None = None,
+        actions: np.ndarray | torch.Tensor | None = None,
         num_frames: int | None = None,
         num_inference_steps: int = 4,
         guidance_scale: float = 1.0,
@@ -117,12 +117,13 @@ class PointMassWorldModel:
         num_frames = num_frames or self.config.num_future_frames
         velocity = np.zeros((len(past), num_frames, 2))
         if actions is not None:
-            velocity = actions.numpy().astype(np.float64)
+            velocity = np.asarray(actions, np.float64)
         elif instruction in DIRECTIONS:
             velocity = velocity + np.asarray(DIRECTIONS[instruction])
         count = 1 if common_noise else len(past)
         noise = randn_tensor((count, num_frames, 2), generator=generator).numpy()
-        start = locate(self.decode(past))[:, -1:]
+        frames = self.decode(past) if isinstance(past, torch.Tensor) else past
+        start = locate(frames)[:, -1:]
         path = start + np.cumsum(SPEED * velocity + self.noise * noise, axis=1)
         frames = draw(np.clip(path, 0, 1))
         latents = self.encode(frames)

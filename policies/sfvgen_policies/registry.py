@@ -13,6 +13,8 @@ POLICIES: dict[str, str] = {
     "random": "sfvgen_policies.random:RandomPolicy",
     "expert": "sfvgen_policies.tabletop_expert:TabletopExpert",
     "play": "sfvgen_policies.tabletop_play:TabletopPlay",
+    "still": "sfvgen_policies.still:StillPolicy",
+    "timed": "sfvgen_policies.still:TimedPolicy",
 }
 """Name of a policy to its ``module:Class``."""
 

@@ -11,6 +11,7 @@ class _Evaluation(NamedTuple):
     module: str
     config: str
     help: str
+    plot: tuple[str, str] | None = None
 
 
 _EVALUATIONS = {
@@ -26,7 +27,16 @@ _EVALUATIONS = {
         "speed", "SpeedConfig", "imagined frames a second, seconds per plan, training"
     ),
     "memory": _Evaluation(
-        "memory", "MemoryConfig", "cubes that are asked back, with and without a memory; its cost"
+        "memory",
+        "MemoryConfig",
+        "cubes that are asked back, with and without a memory; its cost",
+        plot=("memory_plot", "plot_error_against_horizon"),
+    ),
+    "policy": _Evaluation(
+        "policy_evaluation",
+        "PolicyEvaluationConfig",
+        "whether policies of different quality do as well in imagination as in the simulator",
+        plot=("policy_plot", "plot_success_rates"),
     ),
 }
 
@@ -64,6 +74,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         )
         if name == "memory":
             _add_memory_options(one)
+        if name == "policy":
+            _add_policy_options(one)
         one.set_defaults(run=run, resumes=False)
 
 
@@ -83,8 +95,21 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_policy_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--video-planner",
+        action="store_true",
+        help="evaluate the model's video planner too, which takes by far the longest",
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw imagined against simulated success (default: beside the result file, as .png)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    """Measure, write and print the figures."""
+    """Measure, write and print the figures, and draw them."""
     from sfvgen_planner.evaluation.measure import measure
 
     out = Path(args.out)
@@ -92,14 +117,22 @@ def run(args: argparse.Namespace) -> int:
     module = import_module(f"sfvgen_planner.evaluation.{evaluation.module}")
     config = getattr(module, evaluation.config).of(args.model, args.device, args.episodes)
     config = replace(config, **_chosen(args, "variants", "recalls", "horizons"))
+    picture = None if getattr(args, "plot", None) is None else Path(args.plot)
+    if args.evaluation == "policy":
+        config = replace(config, video_planner=args.video_planner)
+        picture = picture or out.with_suffix(".png")
+    if picture is not None:
+        from sfvgen_planner.evaluation.plotting import require_matplotlib
+
+        require_matplotlib()
     for figure in measure(out, config, module.FIGURES, args.only):
         low, high = figure.ci95
         told = " ".join(f"{key}={value}" for key, value in figure.fields.items())
         print(f"{figure.name} {figure.value:.4g} {figure.unit} [{low:.4g}, {high:.4g}] {told}")
-    if getattr(args, "plot", None) is not None:
-        from sfvgen_planner.evaluation.memory_plot import plot_error_against_horizon
-
-        plot_error_against_horizon(out, Path(args.plot))
+    if picture is not None and evaluation.plot is not None:
+        file, function = evaluation.plot
+        draw = getattr(import_module(f"sfvgen_planner.evaluation.{file}"), function)
+        draw(out, picture)
     return 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation.plotting import new_figure, save_figure
 from sfvgen_planner.evaluation.results import read_rows
-from sfvgen_planner.files import replacing
 
 FIGURE = "open_loop_error_px"
 
@@ -27,16 +27,10 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
     rows = [row for row in read_rows(results) if row["name"] == FIGURE]
     if not rows:
         raise SfvgenError(f"{results} has no {FIGURE}; measure it with `sfvgen eval memory`")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SfvgenError(
-            "the plot needs matplotlib: pip install 'sfvgen-planner[report]'"
-        ) from error
     recalls = sorted({row["recall"] for row in rows})
     horizons = sorted({row["horizon"] for row in rows})
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(1 + 4 * len(recalls), 3.6), layout="constrained")
+    figure = new_figure(1 + 4 * len(recalls), 3.6)
     panels = figure.subplots(1, len(recalls), sharex=True, sharey=True, squeeze=False)[0]
     lines = {}
     for panel, recall in zip(panels, recalls, strict=True):
@@ -53,11 +47,7 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
         panel.set_ylim(bottom=0)
     panels[0].set_ylabel("error of the imagined place [px of 64]")
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
-    try:
-        with replacing(out) as temporary:
-            figure.savefig(temporary, dpi=150)
-    except (OSError, ValueError) as error:
-        raise SfvgenError(f"cannot write the plot {out} ({error})") from error
+    save_figure(figure, out)
 
 
 def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style: Any) -> Any:

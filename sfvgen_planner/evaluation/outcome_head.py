@@ -91,6 +91,21 @@ class Steps:
         )
 
 
+def required_outcome_head(model: str) -> OutcomeHead:
+    """The outcome head of a shipped model or a checkpoint folder.
+
+    Raises:
+        SfvgenError: it has none.
+    """
+    head = load_heads(shipped_folder(model)).outcome_head
+    if head is None:
+        raise SfvgenError(
+            f"the model {model} has no outcome head; train one with a recipe that has an "
+            "`outcome_head:` section, or choose other figures with --only"
+        )
+    return head
+
+
 def measure_outcome_head(
     config: EvaluationConfig, seeds: range, num_inference_steps: int
 ) -> Iterator[Figure]:
@@ -107,13 +122,7 @@ def measure_outcome_head(
     Raises:
         SfvgenError: the model has no outcome head.
     """
-    head = load_heads(shipped_folder(config.model)).outcome_head
-    if head is None:
-        raise SfvgenError(
-            f"the model {config.model} has no outcome head; train one with a recipe that has an "
-            "`outcome_head:` section, or choose other figures with --only"
-        )
-    head.to(config.device)
+    head = required_outcome_head(config.model).to(config.device)
     model = load_world_model(config.model).to(config.device)
     for instructions, env_kwargs, noise in GROUPS:
         env = make_env(ENV_ID, env_kwargs)

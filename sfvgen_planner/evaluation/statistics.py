@@ -120,11 +120,16 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     num_true, num_false = int(truth.sum()), int((~truth).sum())
     if not num_true or not num_false:
         return float("nan")
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    # The mean rank of each tie: the Mann-Whitney statistic.
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    above = ranks[truth].sum() - num_true * (num_true + 1) / 2
+    # The Mann-Whitney statistic.
+    above = mean_ranks(scores)[truth].sum() - num_true * (num_true + 1) / 2
     return float(above / (num_true * num_false))
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks ``(N,)`` of ``values`` ``(N,)``, from 1; ties share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def expected_calibration_error(

@@ -1,0 +1,96 @@
+"""Stable-Baselines3 models as policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+
+class SB3Model(Protocol):
+    """What is needed of a Stable-Baselines3 algorithm: PPO, SAC, RecurrentPPO and so on."""
+
+    observation_space: gym.spaces.Space[Any]
+    action_space: gym.spaces.Space[Any]
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions, and the state of recurrent models."""
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the random choices."""
+
+
+class SB3Policy:
+    """Act as a Stable-Baselines3 model does; the words are not told to it.
+
+    A model that learnt from plain pictures, such as one trained in imagined worlds, takes the
+    ``"image"`` of a Dict observation. Where training normalised the observations (``VecNormalize``)
+    that is for the environment to do here too.
+
+    There is no loading from a file here, on purpose: Stable-Baselines3's ``.zip`` files hold
+    pickles, which can run any code when they are opened. Give a model that is in memory, or open
+    with SB3's own ``load`` a file that you made yourself.
+
+    Args:
+        env: environment that it will act in.
+        model: a trained model.
+        deterministic: the most likely action instead of one drawn at random. Drawn actions are
+            repeatable: ``reset(seed)`` seeds the model, and so PyTorch's global generator.
+
+    Raises:
+        ValueError: the environment's actions are not those that the model was trained on.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> model = PPO("CnnPolicy", SB3VecEnv(imagined_worlds)).learn(10_000)
+        >>> policy = SB3Policy(make_env("sfvgen/TabletopReturn-v0"), model)
+    """
+
+    follows_instructions = False
+
+    def __init__(self, env: gym.Env[Any, Any], model: SB3Model, deterministic: bool = True) -> None:
+        if env.action_space != model.action_space:
+            raise ValueError(
+                f"The SB3 model was trained on the actions {model.action_space}, but the "
+                f"environment takes {env.action_space}."
+            )
+        self._model = model
+        self._deterministic = deterministic
+        self._state: Any = None
+        self._begins = True
+
+    def reset(self, seed: int | None = None) -> None:
+        self._state, self._begins = None, True
+        if seed is not None and not self._deterministic:
+            self._model.set_random_seed(seed)
+
+    def act(self, observation: Any, instruction: str = "") -> np.ndarray:
+        """Return the next action; the instruction is not read.
+
+        Raises:
+            ValueError: the observation is not of the kind that the model was trained on.
+        """
+        wanted = self._model.observation_space
+        if isinstance(observation, Mapping) and not isinstance(wanted, gym.spaces.Dict):
+            if "image" not in observation:
+                raise ValueError(
+                    f"The SB3 model was trained on {wanted}, but the observation is a dict without "
+                    f"'image'; it has {', '.join(map(str, observation))}."
+                )
+            observation = observation["image"]
+        actions, self._state = self._model.predict(
+            observation,
+            state=self._state,
+            episode_start=np.array([self._begins]),
+            deterministic=self._deterministic,
+        )
+        self._begins = False
+        return np.asarray(actions)

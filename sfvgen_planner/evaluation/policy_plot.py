@@ -1,0 +1,66 @@
+"""The picture of the policy evaluation: success in imagination against the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sfvgen_planner.errors import require
+from sfvgen_planner.evaluation.plotting import colour_map, new_figure, save_figure
+from sfvgen_planner.evaluation.results import read_rows
+
+FIGURE = "policy_success_rate"
+_MARKERS = {"replay": "o", "closed_loop": "s"}
+
+
+def plot_success_rates(results: Path, out: Path) -> None:
+    """Draw one panel per model and criterion, one point per policy, with the 95 % intervals.
+
+    On the diagonal imagination is as successful as the simulator.
+
+    Args:
+        results: result file of ``sfvgen eval policy``.
+        out: picture to write; its suffix says how (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        SfvgenError: the file has no such figure, matplotlib is missing, or ``out`` cannot be
+            written.
+    """
+    rows = [row for row in read_rows(results) if row["name"] == FIGURE]
+    real = {row["policy"]: row for row in rows if row["where"] == "simulator"}
+    rows = [row for row in rows if row["where"] == "imagination" and row["policy"] in real]
+    require(bool(rows), f"{results} has no {FIGURE}; measure it with `sfvgen eval policy`")
+    panels = sorted({(row["model"], row["criterion"]) for row in rows})
+    figure = new_figure(3 + 3.6 * len(panels), 3.8)
+    palette = colour_map("tab20")
+    colours = {policy: palette(place % 20) for place, policy in enumerate(real)}
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    lines: dict[str, Any] = {}
+    for panel, (model, criterion) in zip(axes, panels, strict=True):
+        panel.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
+        for row in rows:
+            if (row["model"], row["criterion"]) == (model, criterion):
+                label = row["policy"] + ("" if row["mode"] == "replay" else ", closed loop")
+                pair = real[row["policy"]], row
+                colour = colours[row["policy"]]
+                lines[label] = _draw_point(panel, *pair, color=colour, marker=_MARKERS[row["mode"]])
+        panel.set_title(f"{model}, {criterion.replace('_', ' ')}", fontsize="medium")
+        panel.set_xlabel("success in the simulator")
+        panel.set_aspect("equal")
+    axes[0].set_ylabel("success in imagination")
+    place = {"loc": "outside right upper", "frameon": False, "fontsize": "small"}
+    figure.legend(lines.values(), lines.keys(), **place)
+    save_figure(figure, out)
+
+
+def _draw_point(panel: Any, real: dict[str, Any], imagined: dict[str, Any], **style: Any) -> Any:
+    x, y = (_bars(row) for row in (real, imagined))
+    return panel.errorbar(
+        [real["value"]], [imagined["value"]], yerr=y, xerr=x, ls="", ms=5, lw=1, alpha=0.8, **style
+    )
+
+
+def _bars(row: dict[str, Any]) -> Sequence[Sequence[float]]:
+    low, high = row["ci95"]
+    return [[row["value"] - low], [high - row["value"]]]
