@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -16,8 +16,23 @@ from sfvgen_planner.planning.action_search import ActionSearch, SearchConfig
 from sfvgen_planner.planning.plan import Goal, Plan
 from sfvgen_planner.planning.solvers import Solver
 
+
+@runtime_checkable
+class Simulator(Protocol):
+    """An environment that can be set back, and stepped without drawing a picture."""
+
+    def get_state(self) -> Any:
+        """All that decides the rest of the episode."""
+
+    def set_state(self, state: Any) -> None:
+        """Continue from a state."""
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
+        """What ``step`` returns, without the observation."""
+
+
 StepCost = Callable[[Any, float, dict[str, Any]], float]
-"""Cost of a step, from the unwrapped simulator after it, its reward and its info."""
+"""Cost of a step, from the simulator after it, its reward and its info."""
 
 
 def negative_reward(simulator: Any, reward: float, info: dict[str, Any]) -> float:
@@ -30,9 +45,8 @@ class SimulatorPlanner:
 
     It bounds what a better world model could bring to :class:`~sfvgen_planner.planning.MPCPlanner`.
     Candidates are stepped in the environment that is acted in, which is then set back to the
-    present. Its unwrapped environment needs ``get_state()`` and ``set_state(state)`` that hold all
-    that decides the rest of an episode; wrappers around it must keep no state of their own.
-    A future ends with the episode, or with the instruction that is planned for.
+    present; wrappers around it must keep no state of their own. A future ends with the episode, or
+    with the instruction that is planned for.
 
     Args:
         step_cost: by default the reward, negated.
@@ -57,43 +71,58 @@ class SimulatorPlanner:
         """Plan from the present moment; see :class:`~sfvgen_planner.planning.Planner`.
 
         Raises:
-            SfvgenError: the environment can't be set to a state.
+            SfvgenError: the unwrapped environment is no :class:`Simulator`, or one step of the
+                wrapped one is several of its own.
         """
-        env, simulator = imagination.env, cast(Any, imagination.unwrapped)
+        simulator = cast(object, imagination.unwrapped)
         require(
-            hasattr(simulator, "get_state") and hasattr(simulator, "set_state"),
-            f"{simulator} can't serve as a model: it needs get_state() and set_state()",
+            isinstance(simulator, Simulator),
+            f"{simulator} can't serve as a model: it needs get_state(), set_state() and advance()",
         )
+        assert isinstance(simulator, Simulator)
+        frame_skip = imagination.world_model.config.frame_skip
+        require(frame_skip == 1, f"the simulator plans single steps, but frame_skip={frame_skip}")
         present = simulator.get_state()
 
         def cost(candidates: torch.Tensor) -> torch.Tensor:
-            return torch.tensor([follow(actions) for actions in candidates.numpy()])
+            costs = []
+            for actions in candidates.numpy():
+                simulator.set_state(present)
+                costs.append(self._follow(simulator, actions, goal)[0])
+            return torch.tensor(costs)
 
-        def follow(actions: np.ndarray, film: list[np.ndarray] | None = None) -> float:
-            simulator.set_state(present)
-            total = 0.0
-            for action in actions:
-                observation, reward, terminated, truncated, info = env.step(action)
-                total += self.step_cost(simulator, float(reward), info)
-                if film is not None:
-                    film.append(camera_frame(env, observation, image_size).copy())
-                is_next = isinstance(goal, str) and info.get("instruction", goal) != goal
-                if terminated or truncated or is_next:
-                    break
-            return total
-
-        image_size = imagination.world_model.config.image_size
         space = cast(gym.spaces.Box, imagination.action_space)
-        frames: list[np.ndarray] = []
         try:
             solution = self._search.solve(cost, space, imagination.num_steps, seed)
-            actions = solution.actions.numpy()
-            total = follow(actions, frames)
+            simulator.set_state(present)
+            total, length = self._follow(simulator, solution.actions.numpy(), goal)
+            simulator.set_state(present)
+            # A future that ends early is shorter than the horizon, and so is the plan.
+            actions = solution.actions.numpy()[:length]
+            frames = np.stack([_look(imagination, action) for action in actions])
         finally:
             simulator.set_state(present)
-        # A future that ends early is shorter than the horizon, and so is the plan.
-        return Plan(actions[: len(frames)], np.stack(frames), total, solution.diagnostics)
+        return Plan(actions, frames, total, solution.diagnostics)
 
     def action(self, plan: Plan, step: int, frame: np.ndarray) -> np.ndarray:
         """The planned action."""
         return plan.actions[step]
+
+    def _follow(self, simulator: Simulator, actions: np.ndarray, goal: Goal) -> tuple[float, int]:
+        """Cost of actions ``(T, A)`` from the simulator's state on, and how many could be taken."""
+        cost, count = 0.0, 0
+        for action in actions:
+            count += 1
+            reward, terminated, truncated, info = simulator.advance(action)
+            cost += self.step_cost(simulator, reward, info)
+            is_next = isinstance(goal, str) and info.get("instruction", goal) != goal
+            if terminated or truncated or is_next:
+                break
+        return cost, count
+
+
+def _look(imagination: ImaginationWrapper, action: np.ndarray) -> np.ndarray:
+    """The frame after a step that the wrapper does not count."""
+    env = imagination.env
+    observation = env.step(action)[0]
+    return camera_frame(env, observation, imagination.world_model.config.image_size).copy()

@@ -27,10 +27,14 @@ class Simulator(PointMassEnv):
     def set_state(self, state):
         self.position, self.step_count = state[0].copy(), state[1]
 
-    def step(self, action):
+    def advance(self, action):
         before = float(self.position[0])
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, float(observation[0]) - before, terminated, truncated, info
+        observation, _, *rest = super().step(action)
+        return float(observation[0]) - before, *rest
+
+    def step(self, action):
+        reward, *rest = self.advance(action)
+        return self.position.copy(), reward, *rest
 
 
 def imagination_of(env):
@@ -110,6 +114,9 @@ def test_it_runs_as_a_policy_that_plans_again(imagination):
     assert imagination.unwrapped.position[0] > start[0] + 3.6 * SPEED
 
 
-def test_an_environment_without_states_is_refused():
-    with pytest.raises(SfvgenError, match=r"get_state\(\) and set_state\(\)"):
+def test_an_environment_without_states_or_with_longer_steps_is_refused(imagination):
+    with pytest.raises(SfvgenError, match=r"needs get_state\(\)"):
         SimulatorPlanner().plan(imagination_of(PointMassEnv()), "right", seed=0)
+    imagination.world_model.config.frame_skip = 2
+    with pytest.raises(SfvgenError, match="frame_skip=2"):
+        SimulatorPlanner().plan(imagination, "right", seed=0)
