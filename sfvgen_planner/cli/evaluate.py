@@ -28,7 +28,16 @@ _EVALUATIONS = {
     "memory": _Evaluation(
         "memory", "MemoryConfig", "cubes that are asked back, with and without a memory; its cost"
     ),
+    "planning": _Evaluation(
+        "planning",
+        "PlanningConfig",
+        "planners against expert and random, memory on and off",
+    ),
 }
+
+
+_SETTINGS = ("variants", "recalls", "horizons", "methods", "levels", "num_candidates")
+"""Options that are settings of the same names."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -64,6 +73,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         )
         if name == "memory":
             _add_memory_options(one)
+        if name == "planning":
+            _add_planning_options(one)
         one.set_defaults(run=run, resumes=False)
 
 
@@ -83,6 +94,21 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_planning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="policies to compare (default: all)"
+    )
+    parser.add_argument(
+        "--levels", nargs="+", type=int, metavar="N", help="of 1 to 4 (default: all)"
+    )
+    parser.add_argument(
+        "--num-candidates",
+        type=int,
+        metavar="N",
+        help="of an iteration of a search in the world model (default: 16; 256 suits a GPU)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, write and print the figures."""
     from sfvgen_planner.evaluation.measure import measure
@@ -91,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     evaluation = _EVALUATIONS[args.evaluation]
     module = import_module(f"sfvgen_planner.evaluation.{evaluation.module}")
     config = getattr(module, evaluation.config).of(args.model, args.device, args.episodes)
-    config = replace(config, **_chosen(args, "variants", "recalls", "horizons"))
+    config = replace(config, **_chosen(args, *_SETTINGS))
     for figure in measure(out, config, module.FIGURES, args.only):
         low, high = figure.ci95
         told = " ".join(f"{key}={value}" for key, value in figure.fields.items())
@@ -103,7 +129,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace, *names: str) -> dict[str, tuple[Any, ...]]:
-    """The lists that were given, for the settings of the same names."""
+def _chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, for the settings of the same names."""
     given = {name: getattr(args, name, None) for name in names}
-    return {name: tuple(values) for name, values in given.items() if values is not None}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
