@@ -150,9 +150,16 @@ def test_the_way_to_go_shrinks_to_nothing_while_the_expert_works():
     assert thirds[0] > thirds[1] > thirds[2]
 
 
-@pytest.mark.parametrize("bad", [{"methods": ("luck",)}, {"levels": (5,)}])
-def test_unknown_methods_and_levels_are_refused(bad):
-    with pytest.raises(SfvgenError, match="choose from"):
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ({"methods": ("luck",)}, "no method 'luck'; choose from video_plan"),
+        ({"levels": (5,)}, "no level 5; choose from 1, 2, 3, 4"),
+        ({"num_candidates": 1}, "num_candidates must be at least 2"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(bad, told):
+    with pytest.raises(SfvgenError, match=told):
         PlanningConfig(**bad)
 
 
