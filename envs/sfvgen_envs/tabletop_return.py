@@ -203,6 +203,15 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, np.ndarray], SupportsFloat, bool, bool, dict[str, Any]]:
+        reward, terminated, truncated, info = self.advance(action)
+        return self._observation(), reward, terminated, truncated, info
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Step without an observation: several times faster, because nothing is drawn.
+
+        Returns:
+            Reward, terminated, truncated and info, as of :meth:`step`.
+        """
         episode = self._running_episode()
         if episode.terminated:
             raise RuntimeError("The episode is over: call reset() before the next step().")
@@ -221,7 +230,7 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         if achieved or episode.steps_left == 0:
             self._end_instruction(info["distance_m"], info["success"])
             info |= self._task_info()
-        return self._observation(), reward, episode.terminated, False, info
+        return float(reward), episode.terminated, False, info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """Return the present picture, uint8 (H, W, 3), or None where no render mode was chosen."""

@@ -38,7 +38,16 @@ _EVALUATIONS = {
         "whether policies of different quality do as well in imagination as in the simulator",
         plot=("policy_plot", "plot_success_rates"),
     ),
+    "planning": _Evaluation(
+        "planning",
+        "PlanningConfig",
+        "planners against expert and random, memory on and off",
+    ),
 }
+
+
+_SETTINGS = ("variants", "recalls", "horizons", "methods", "levels", "num_candidates")
+"""Options that are settings of the same names."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -76,6 +85,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             _add_memory_options(one)
         if name == "policy":
             _add_policy_options(one)
+        if name == "planning":
+            _add_planning_options(one)
         one.set_defaults(run=run, resumes=False)
 
 
@@ -108,6 +119,21 @@ def _add_policy_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_planning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="policies to compare (default: all)"
+    )
+    parser.add_argument(
+        "--levels", nargs="+", type=int, metavar="N", help="of 1 to 4 (default: all)"
+    )
+    parser.add_argument(
+        "--num-candidates",
+        type=int,
+        metavar="N",
+        help="of an iteration of a search in the world model (default: 16; 256 suits a GPU)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, write and print the figures, and draw them."""
     from sfvgen_planner.evaluation.measure import measure
@@ -116,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     evaluation = _EVALUATIONS[args.evaluation]
     module = import_module(f"sfvgen_planner.evaluation.{evaluation.module}")
     config = getattr(module, evaluation.config).of(args.model, args.device, args.episodes)
-    config = replace(config, **_chosen(args, "variants", "recalls", "horizons"))
+    config = replace(config, **_chosen(args, *_SETTINGS))
     picture = None if getattr(args, "plot", None) is None else Path(args.plot)
     if args.evaluation == "policy":
         config = replace(config, video_planner=args.video_planner)
@@ -136,7 +162,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace, *names: str) -> dict[str, tuple[Any, ...]]:
-    """The lists that were given, for the settings of the same names."""
+def _chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, for the settings of the same names."""
     given = {name: getattr(args, name, None) for name in names}
-    return {name: tuple(values) for name, values in given.items() if values is not None}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }

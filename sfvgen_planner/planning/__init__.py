@@ -1,9 +1,11 @@
 """Planners that search in, or read their actions off, imagined futures."""
 
+from sfvgen_planner.planning.action_search import SearchConfig
 from sfvgen_planner.planning.mpc import MPCConfig, MPCPlanner
 from sfvgen_planner.planning.objectives import GoalImage, Objective, TaskReward
 from sfvgen_planner.planning.plan import Goal, Plan, Planner
 from sfvgen_planner.planning.policy import PlanningPolicy, PolicyConfig
+from sfvgen_planner.planning.simulator_planner import SimulatorPlanner
 from sfvgen_planner.planning.solvers import (
     CEM,
     ICEM,
@@ -18,6 +20,7 @@ from sfvgen_planner.planning.solvers import (
     Solution,
     Solver,
 )
+from sfvgen_planner.planning.subgoal import SubgoalPlanner
 from sfvgen_planner.planning.video_plan import VideoPlanConfig, VideoPlanner
 
 __all__ = [
@@ -40,8 +43,11 @@ __all__ = [
     "PolicyConfig",
     "RandomShooting",
     "RandomShootingConfig",
+    "SearchConfig",
+    "SimulatorPlanner",
     "Solution",
     "Solver",
+    "SubgoalPlanner",
     "TaskReward",
     "VideoPlanConfig",
     "VideoPlanner",

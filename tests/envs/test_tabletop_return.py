@@ -402,6 +402,17 @@ def test_state_continues_bit_for_bit_here_and_elsewhere(make: MakeEnv) -> None:
         np.testing.assert_array_equal(copy.reset()[0]["image"], expected_next)
 
 
+def test_to_advance_is_to_step_without_a_picture(make: MakeEnv, monkeypatch: Any) -> None:
+    env, other = make(level=2), make(level=2)
+    for one in (env, other):
+        one.reset(seed=3)
+    monkeypatch.setattr(other, "_observation", None)  # cannot be called
+    for action in random_actions(40):
+        _, *expected = env.step(action)
+        assert other.advance(action) == tuple(expected)
+    np.testing.assert_array_equal(env.get_state().physics, other.get_state().physics)
+
+
 def test_a_state_does_not_change_with_the_environment_it_came_from(make: MakeEnv) -> None:
     env = make(level=2, steps_per_instruction=2)
     env.reset(seed=0)

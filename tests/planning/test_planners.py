@@ -18,6 +18,7 @@ from sfvgen_planner.planning import (
     MPCPlanner,
     PlanningPolicy,
     PolicyConfig,
+    SubgoalPlanner,
     TaskReward,
     VideoPlanConfig,
     VideoPlanner,
@@ -303,3 +304,40 @@ def test_policy_with_a_fixed_goal_ignores_the_instruction(imagination):
 def test_bad_settings_are_refused(config, bad):
     with pytest.raises(SfvgenError, match=next(iter(bad))):
         config(**bad)
+
+
+def test_mpc_starts_where_it_is_told(imagination):
+    # A search of hardly any spread stays at its start: the horizon's part of it, then rest.
+    still = CEM(CEMConfig(8, 2, 1, initial_std=1e-4, min_std=0, num_kept_elites=1))
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 2)).astype(np.float32)
+    goal = draw(np.array([0.7, 0.3]))
+    for horizon, expected in ((4, actions[:4]), (8, [*actions, [0, 0], [0, 0]])):
+        planner = MPCPlanner(still, config=MPCConfig(horizon, action_block=1))
+        plan = planner.plan(imagination, goal, seed=0, start=actions)
+        assert plan.actions == pytest.approx(np.array(expected), abs=1e-3)
+    planner = MPCPlanner(still, config=MPCConfig(4, action_block=2))
+    plan = planner.plan(imagination, goal, seed=0, start=actions)
+    assert plan.actions[::2] == pytest.approx((actions[0:4:2] + actions[1:4:2]) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("num_frames", [3, 6])
+def test_subgoal_planner_goes_where_the_video_is_at_the_horizon(imagination, num_frames):
+    video = VideoPlanner(PointMassInverseDynamics(), VideoPlanConfig(num_frames=num_frames))
+    planner = SubgoalPlanner(video, MPCPlanner(SOLVER, config=MPCConfig(horizon=4)))
+    start = imagination.unwrapped.position
+    plan = planner.plan(imagination, "left", seed=0)
+    way = SPEED * min(num_frames, 4)
+    assert len(plan) == 4
+    assert start + SPEED * plan.actions.sum(0) == pytest.approx(start - [way, 0], abs=0.02)
+    assert plan.diagnostics.keys() >= {"scores", "best_costs"}
+    with pytest.raises(SfvgenError, match="instruction"):
+        planner.plan(imagination, np.zeros((4, 4, 3), np.uint8))
+
+
+def test_subgoal_planner_begins_with_the_actions_of_the_video(imagination):
+    still = CEM(CEMConfig(8, 2, 1, initial_std=1e-4, min_std=0, num_kept_elites=1))
+    search = MPCPlanner(still, config=MPCConfig(horizon=4))
+    planner = SubgoalPlanner(VideoPlanner(PointMassInverseDynamics()), search)
+    plan = planner.plan(imagination, "down", seed=0)
+    assert plan.actions == pytest.approx(np.tile(DIRECTIONS["down"], (4, 1)), abs=0.1)
+    assert planner.action(plan, 1, imagination.past_frames[-1]) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import torch
@@ -31,6 +31,15 @@ class Solution:
     std: torch.Tensor
     best_costs: tuple[float, ...]
     num_evaluations: int
+
+    @property
+    def diagnostics(self) -> dict[str, Any]:
+        """How the search went, JSON-able."""
+        return {
+            "best_costs": list(self.best_costs),
+            "num_evaluations": self.num_evaluations,
+            "mean_std": float(self.std.mean()),
+        }
 
 
 class Solver(Protocol):

@@ -1,0 +1,249 @@
+"""How well planners do the whole task: every method on the same episodes, memory on and off.
+
+On one CPU core, 200 episodes of each of the 4 levels take about 4 hours with ``video_plan`` and 50
+with ``mpc_cem`` or ``mpc_mppi``, 7 more with the paper's memory, 8 with ``mpc_simulator`` and a
+quarter with ``expert`` or ``random``; those with the world model want a GPU, or few episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from sfvgen_policies import Policy, make_policy
+
+from sfvgen_planner.data.environment import make_env
+from sfvgen_planner.errors import require
+from sfvgen_planner.evaluation.measure import EvaluationConfig
+from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, VARIANTS, attached
+from sfvgen_planner.evaluation.results import Figure
+from sfvgen_planner.evaluation.rollout import play, succeeded
+from sfvgen_planner.evaluation.tabletop import (
+    ENV_ID,
+    recall_distance_m,
+    way_to_go_m,
+    waypoint_distance_m,
+)
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.planning import (
+    CEM,
+    MPPI,
+    CEMConfig,
+    MPCConfig,
+    MPCPlanner,
+    MPPIConfig,
+    PlanningPolicy,
+    PolicyConfig,
+    SearchConfig,
+    SimulatorPlanner,
+    Solver,
+    SubgoalPlanner,
+    VideoPlanConfig,
+    VideoPlanner,
+)
+from sfvgen_planner.world_model import load_world_model
+
+LEVELS = (1, 2, 3, 4)
+RECALL = "first"
+VIDEO = VideoPlanConfig()
+SEARCH = MPCConfig(action_block=1, num_inference_steps=1)
+SIMULATOR_SEARCH = SearchConfig(action_block=2)
+
+
+@dataclass(frozen=True)
+class PlanningConfig(EvaluationConfig):
+    """What is compared, and the size of the searches.
+
+    Attributes:
+        num_planned_episodes: episodes of each method, level and memory; all on the same seeds.
+        methods: names of `METHODS`; all by default.
+        levels: of the environment.
+        num_candidates: action sequences in each iteration of a search in the world model.
+        num_simulator_candidates: likewise in the simulator.
+        num_iterations: of a search.
+        initial_std: of a search in the world model, around the actions read off the video.
+        temperature: of MPPI, in units of the distance to the goal image.
+        num_executed_steps: of a plan that was searched in the world model; where it was searched
+            in the simulator, it is one block.
+    """
+
+    num_planned_episodes: int = 200
+    methods: tuple[str, ...] = ()
+    levels: tuple[int, ...] = LEVELS
+    num_candidates: int = 16
+    num_simulator_candidates: int = 48
+    num_iterations: int = 4
+    initial_std: float = 0.1
+    temperature: float = 0.05
+    num_executed_steps: int = 4
+
+    def __post_init__(self) -> None:
+        fewest = min(self.num_candidates, self.num_simulator_candidates)
+        require(fewest >= 2, f"num_candidates must be at least 2, got {fewest}")
+        for name, values, known in (
+            ("method", self.methods, tuple(METHODS)),
+            ("level", self.levels, LEVELS),
+        ):
+            for value in values:
+                require(
+                    value in known,
+                    f"there is no {name} {value!r}; choose from {', '.join(map(str, known))}",
+                )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A policy for an environment, what its figures tell of it, and whether a memory can help."""
+
+    make: Callable[[ImaginationWrapper, PlanningConfig], Policy]
+    settings: Callable[[PlanningConfig], dict[str, Any]] = lambda config: {}
+    remembers: bool = False
+
+
+def measure_planning(config: PlanningConfig) -> Iterator[Figure]:
+    """Success of whole episodes, the metres that are left at their end, and plans per second.
+
+    ``distance_m`` is the recall's alone, which is small too where the cube was never moved;
+    ``waypoint_distance_m`` is the mean over all instructions. Where a method can use a memory, the
+    differences that it makes on the same episodes follow.
+    """
+    seeds = config.seeds(config.num_planned_episodes)
+    for level, name in product(config.levels, config.methods or METHODS):
+        method = METHODS[name]
+        fields = {"env": ENV_ID, "method": name, "level": level, "recall": RECALL}
+        fields |= method.settings(config)
+        arms: dict[bool, dict[str, np.ndarray]] = {}
+        for memory in (False, True) if method.remembers else (False,):
+            arms[memory] = _values(name, level, memory, config)
+            for figure, values in arms[memory].items():
+                yield Figure.measured(
+                    figure, values, UNITS[figure], seeds, config.device, memory=memory, **fields
+                )
+        for figure in ("success_rate", "distance_m", "waypoint_distance_m"):
+            if method.remembers:
+                yield Figure.measured(
+                    f"{figure}_difference",
+                    arms[True][figure] - arms[False][figure],
+                    UNITS[figure],
+                    seeds,
+                    config.device,
+                    memory=True,
+                    reference="memory=False",
+                    **fields,
+                )
+
+
+def _values(name: str, level: int, memory: bool, config: PlanningConfig) -> dict[str, np.ndarray]:
+    """Figure to one value per episode."""
+    # Loaded anew, because a memory leaves the model with attention that is made for gradients.
+    model = load_world_model(config.model).to(config.device)
+    variant = VARIANTS[OURS if memory else REFERENCE]
+    env = make_env(ENV_ID, {"level": level, "recall": RECALL})
+    with closing(env), attached(variant, model, config.model) as fast_weights:
+        imagination = ImaginationWrapper(env, model, fast_weights)
+        policy = METHODS[name].make(imagination, config)
+        what = f"{name}, level {level}{', memory' if memory else ''}"
+        rows = [
+            (
+                float(succeeded(episode)),
+                recall_distance_m(episode),
+                waypoint_distance_m(episode),
+                *_plans_per_second(policy),
+            )
+            for episode in play(
+                imagination, policy, config.seeds(config.num_planned_episodes), what
+            )
+        ]
+    return dict(zip(UNITS, np.array(rows).T, strict=False))
+
+
+def _plans_per_second(policy: Policy) -> tuple[float, ...]:
+    """Of the episode that has just ended; nothing where there are no plans."""
+    if not isinstance(policy, PlanningPolicy):
+        return ()
+    return (len(policy.plans) / sum(record.seconds for record in policy.plans),)
+
+
+def _video_planner(config: PlanningConfig) -> VideoPlanner:
+    planner = VideoPlanner.from_pretrained(config.model, VIDEO)
+    planner.inverse_dynamics.to(config.device)
+    return planner
+
+
+def _cem(num_candidates: int, num_iterations: int, initial_std: float) -> CEM:
+    num_elites = max(2, num_candidates // 8)
+    return CEM(
+        CEMConfig(
+            num_samples=num_candidates,
+            num_elites=num_elites,
+            num_iterations=num_iterations,
+            initial_std=initial_std,
+            num_kept_elites=num_elites // 2,
+        )
+    )
+
+
+def _video_plan(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+    return PlanningPolicy(env, _video_planner(config))
+
+
+def _mpc(env: ImaginationWrapper, config: PlanningConfig, solver: Solver) -> Policy:
+    planner = SubgoalPlanner(_video_planner(config), MPCPlanner(solver, config=SEARCH))
+    return PlanningPolicy(env, planner, PolicyConfig(config.num_executed_steps))
+
+
+def _mpc_cem(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+    sizes = (config.num_candidates, config.num_iterations)
+    return _mpc(env, config, _cem(*sizes, config.initial_std))
+
+
+def _mpc_mppi(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+    sizes = (config.num_candidates, config.num_iterations)
+    return _mpc(env, config, MPPI(MPPIConfig(*sizes, config.temperature, config.initial_std)))
+
+
+def _mpc_simulator(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+    solver = _cem(config.num_simulator_candidates, config.num_iterations, CEMConfig.initial_std)
+    planner = SimulatorPlanner(way_to_go_m, solver, SIMULATOR_SEARCH)
+    return PlanningPolicy(env, planner, PolicyConfig(SIMULATOR_SEARCH.action_block))
+
+
+def _video_settings(config: PlanningConfig) -> dict[str, Any]:
+    return {"model": config.model, "num_candidates": VIDEO.num_samples}
+
+
+def _mpc_settings(config: PlanningConfig) -> dict[str, Any]:
+    sizes = {"num_candidates": config.num_candidates, "num_iterations": config.num_iterations}
+    return {"model": config.model, "objective": "language subgoal", **sizes}
+
+
+def _simulator_settings(config: PlanningConfig) -> dict[str, Any]:
+    sizes = {"num_candidates": config.num_simulator_candidates}
+    return sizes | {"num_iterations": config.num_iterations}
+
+
+METHODS = {
+    "video_plan": Method(_video_plan, _video_settings, remembers=True),
+    "mpc_cem": Method(_mpc_cem, _mpc_settings, remembers=True),
+    "mpc_mppi": Method(_mpc_mppi, _mpc_settings, remembers=True),
+    "mpc_simulator": Method(_mpc_simulator, _simulator_settings),
+    "expert": Method(lambda env, _: make_policy("expert", env)),
+    "random": Method(lambda env, _: make_policy("random", env)),
+}
+"""Name to method; ``mpc_simulator`` bounds what MPC can do."""
+
+UNITS = {
+    "success_rate": "1",
+    "distance_m": "m",
+    "waypoint_distance_m": "m",
+    "plans_per_second": "1/s",
+}
+
+FIGURES: dict[str, Callable[[PlanningConfig], Iterable[Figure]]] = dict.fromkeys(
+    UNITS, measure_planning
+)
+"""Figure to the measurement that it comes from: they all come from the same episodes."""
