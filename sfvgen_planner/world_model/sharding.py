@@ -38,6 +38,23 @@ def prepare_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
     plugin.mixed_precision_policy = None
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory; all of one that is not sharded."""
+    if isinstance(tensor, DTensor):
+        part: Tensor = tensor.to_local().detach()
+        return part.requires_grad_(tensor.requires_grad)
+    return tensor
+
+
+def sharded_as(local: Tensor, like: Tensor) -> Tensor:
+    """The tensor of which each process has the part `local`, if `like` is one of those."""
+    if isinstance(like, DTensor):
+        return DTensor.from_local(
+            local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        )
+    return local
+
+
 def whole_tensor(tensor: Tensor) -> Tensor:
     """`tensor`, or all of it if it is sharded; then all processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -115,7 +132,7 @@ class _Part:
         self._module = module
         self._class = type(module)
         self._tables = {key: dict(value) for key, value in vars(module).items() if _is_table(key)}
-        self._parameters = dict(self._tables["_parameters"])
+        self._parameters = dict(module.named_parameters(recurse=False))
         self._attributes = dict(vars(module))
 
     def note_additions(self) -> None:
@@ -126,14 +143,12 @@ class _Part:
     def release(self) -> None:
         """Free the whole parameters."""
         for parameter in self._parameters.values():
-            if parameter is not None:
-                parameter.data = parameter.new_empty(0)
+            parameter.data = parameter.new_empty(0)
 
     def gather(self) -> None:
         """Fill the whole parameters from the shards."""
-        for name, parameter in self._parameters.items():
-            if parameter is not None:
-                parameter.data = self._module._parameters[name].detach().full_tensor()
+        for name, sharded in self._module.named_parameters(recurse=False):
+            self._parameters[name].data = whole_tensor(sharded.detach())
 
     def exchange(self) -> None:
         """Swap what the module is with what it was."""

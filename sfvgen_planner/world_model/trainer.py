@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,8 +29,10 @@ from sfvgen_planner.world_model.sharding import (
     WholeModule,
     gather,
     is_sharding,
+    local_part,
     prepare_plugin,
     scatter,
+    sharded_as,
     whole_tensor,
 )
 
@@ -127,13 +130,14 @@ def train(
     whole = WholeModule(module)
     wrapped, optimiser = accelerator.prepare(module, optimiser)
     whole.release()
-    # Under FSDP these are now this process's shards.
+    # FSDP has replaced them.
     parameters = [p for p in module.parameters() if p.requires_grad]
-    ema = EMAModel(parameters, decay=optimisation.ema_decay, foreach=True)
+    local = [local_part(p) for p in parameters]
+    ema = EMAModel(local, decay=optimisation.ema_decay, foreach=True)
     step = _resume(folder, module, optimiser, ema)
     wrapped.train()
     captured = None
-    # FSDP's own communication between layers is not for a graph.
+    # A graph would not hold FSDP's communication.
     if optimisation.capture and accelerator.device.type == "cuda" and not is_sharding(accelerator):
         captured = CapturedStep(module, parameters, accelerator.autocast)
     generator = torch.Generator(device=accelerator.device)
@@ -165,7 +169,7 @@ def train(
             norm = whole_tensor(accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            ema.step(parameters)
+            ema.step(local)
             step += 1
             progress.update()
             recent.append(torch.stack([loss.detach().float(), norm.float()]))
@@ -191,7 +195,7 @@ def train(
                 since = now
             if evaluation is not None and (step % evaluation.every == 0 or is_last):
                 paused = time.perf_counter()
-                with _averaged(module, parameters, ema), whole.restored():
+                with _averaged(module, local, ema), whole.restored():
                     if accelerator.is_main_process:
                         metrics |= evaluation.evaluate(step)
                 since += time.perf_counter() - paused
@@ -207,7 +211,7 @@ def train(
                 # A launcher ends all processes as soon as one has left.
                 accelerator.wait_for_everyone()
                 raise KeyboardInterrupt(f"{description} stopped at step {step}")
-    ema.copy_to(parameters)
+    ema.copy_to(local)
     whole.restore()
     module.eval()
     # It keeps what it has prepared, with all moments.
@@ -247,20 +251,22 @@ def _tensors(
     module: nn.Module, optimiser: Any, ema: EMAModel, keep: bool
 ) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint's files hold, whole; all processes must call this together."""
-    names = _trained(module)
+    parameters = _trained(module)
+    names = list(parameters)
+    averages = zip(ema.shadow_params, parameters.values(), strict=True)
     moments = {}
     for index, values in optimiser.state_dict()["state"].items():
         for key, value in values.items():
             moments[f"{names[index]}/{key}"] = torch.as_tensor(value)
     return {
         "model": gather(module.state_dict(), keep),
-        "ema": gather(dict(zip(names, ema.shadow_params, strict=True)), keep),
+        "ema": gather(dict(zip(names, starmap(sharded_as, averages), strict=True)), keep),
         "optimiser": gather(moments, keep),
     }
 
 
-def _trained(module: nn.Module) -> list[str]:
-    return [name for name, p in module.named_parameters() if p.requires_grad]
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _save(
@@ -312,14 +318,16 @@ def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) ->
     )
     present = module.state_dict()
     module.load_state_dict({k: scatter(value, present[k]) for k, value in weights.items()})
-    names = _trained(module)
-    ema.shadow_params = [scatter(shadow[name], present[name]) for name in names]
+    parameters = _trained(module)
+    names = list(parameters)
+    averages = (scatter(shadow[name], p) for name, p in parameters.items())
+    ema.shadow_params = [local_part(average) for average in averages]
     ema.optimization_step = state["step"]
     packed: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         name, moment = key.rsplit("/", 1)
         # AdamW keeps its step counter whole, and on the CPU unless it is fused.
-        moved = value if moment == "step" else scatter(value, present[name])
+        moved = value if moment == "step" else scatter(value, parameters[name])
         packed.setdefault(names.index(name), {})[moment] = moved
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": packed, "param_groups": groups})
@@ -331,7 +339,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _averaged(module: nn.Module, parameters: list[nn.Parameter], ema: EMAModel) -> Iterator[None]:
+def _averaged(module: nn.Module, parameters: list[Tensor], ema: EMAModel) -> Iterator[None]:
     """Put the averaged weights into `module` for a while."""
     ema.store(parameters)
     ema.copy_to(parameters)
