@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.sharding import is_sharding
+from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 from sfvgen_planner.world_model.trainer import Evaluation, shared_seed, train
 
 
@@ -65,10 +68,29 @@ def run(folder, accelerator):
     return {"losses": losses, "weights": weights}
 
 
+def run_world_model(folder, accelerator):
+    """Two steps of slow learning, and the model saved by one process alone."""
+    model = tiny_world_model()
+    enable_gradient_checkpointing(model.unet)
+
+    def draw(generator):
+        latents, noise = torch.randn(2, 2, 4, 6, 4, 4, generator=generator)
+        given = torch.ones(2)
+        words = model.tokenize(["put the red cube on the blue pad", ""])
+        times = torch.tensor([500.0, 37.25])
+        actions = torch.rand(2, 2, 4, generator=generator)
+        return SlowBatch(latents, 4, actions, words, given, given, noise, 0.1 * noise, times)
+
+    settings = Optimisation(steps=2, batch_size=2, learning_rate=0.01, warmup_steps=0)
+    train(SlowObjective(model), draw, settings, folder, accelerator, 0, "test")
+    if accelerator.is_main_process:
+        model.save_pretrained(folder / "model")
+
+
 def shard_on_cpu(accelerator, is_sharded=True):
     """Accelerate itself uses FSDP on accelerators only, though torch can shard on the CPU."""
     kind = DistributedType.FSDP if is_sharded else DistributedType.MULTI_CPU
-    accelerator.state.distributed_type = kind
+    accelerator.state.distributed_type = PartialState().distributed_type = kind
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
 
 
@@ -91,6 +113,9 @@ def main(folder):
         did = run(folder / name, accelerator)
         file = folder / name / f"process-{accelerator.process_index}.json"
         file.write_text(json.dumps(did))
+    for name, is_sharded in [("ddp_world_model", False), ("fsdp_world_model", True)]:
+        shard_on_cpu(accelerator, is_sharded)
+        run_world_model(folder / name, accelerator)
 
 
 if __name__ == "__main__":

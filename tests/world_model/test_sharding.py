@@ -11,6 +11,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model import load_world_model
 from sfvgen_planner.world_model.sharding import prepare_plugin
 from tests.world_model import sharded_runs
 
@@ -95,6 +96,17 @@ def test_a_sharded_run_leaves_the_whole_averages_on_every_process(runs):
         left = json.loads((runs / f"fsdp/process-{process}.json").read_text())["weights"]
         for name, average in averages.items():
             assert left[name] == average.tolist()
+
+
+def test_a_world_model_learns_alike_with_and_without_shards(runs):
+    """Its checkpoints, and the model that one process saves afterwards."""
+    ddp, fsdp = runs / "ddp_world_model", runs / "fsdp_world_model"
+    assert metrics(fsdp) == pytest.approx(metrics(ddp), rel=1e-3)
+    models = [load_world_model(folder / "model") for folder in (ddp, fsdp)]
+    for part in ("unet", "text_encoder", "vae"):
+        one, other = (getattr(model, part).state_dict() for model in models)
+        # Adam's first steps are as large for a gradient of rounding errors as for any other.
+        assert_same(one, other, rtol=1e-2, atol=1e-2)
 
 
 def test_autocast_alone_chooses_the_precision():
