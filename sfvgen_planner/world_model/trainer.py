@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -253,14 +252,17 @@ def _tensors(
     """What a checkpoint's files hold, whole; all processes must call this together."""
     parameters = _trained(module)
     names = list(parameters)
-    averages = zip(ema.shadow_params, parameters.values(), strict=True)
+    averages = {
+        name: sharded_as(average, parameters[name])
+        for name, average in zip(names, ema.shadow_params, strict=True)
+    }
     moments = {}
     for index, values in optimiser.state_dict()["state"].items():
         for key, value in values.items():
             moments[f"{names[index]}/{key}"] = torch.as_tensor(value)
     return {
         "model": gather(module.state_dict(), keep),
-        "ema": gather(dict(zip(names, starmap(sharded_as, averages), strict=True)), keep),
+        "ema": gather(averages, keep),
         "optimiser": gather(moments, keep),
     }
 

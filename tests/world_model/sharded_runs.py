@@ -74,6 +74,7 @@ def run_world_model(folder, accelerator):
     enable_gradient_checkpointing(model.unet)
 
     def draw(generator):
+        assert isinstance(next(model.unet.parameters()), DTensor) == is_sharding(accelerator)
         latents, noise = torch.randn(2, 2, 4, 6, 4, 4, generator=generator)
         given = torch.ones(2)
         words = model.tokenize(["put the red cube on the blue pad", ""])
