@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import load_world_model
 from sfvgen_planner.world_model.sharding import prepare_plugin
+from sfvgen_planner.world_model.trainer import begin_training
 from tests.world_model import sharded_runs
 
 FILES = ("model", "ema", "optimiser")
@@ -131,3 +132,12 @@ def test_fsdp_that_would_not_train_exactly_is_refused(settings, needed, monkeypa
     plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **settings})
     with pytest.raises(SfvgenError, match=needed):
         prepare_plugin(plugin)
+
+
+def test_training_begins_with_a_look_at_what_the_launcher_asks_for(monkeypatch):
+    state = Accelerator(cpu=True, mixed_precision="no").state
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    monkeypatch.setitem(state._shared_state, "fsdp_plugin", plugin)
+    monkeypatch.setattr("sfvgen_planner.world_model.trainer.is_sharding", lambda accelerator: True)
+    with pytest.raises(SfvgenError, match="fsdp_version: 2"):
+        begin_training(0, "no")
