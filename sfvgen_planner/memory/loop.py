@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sfvgen_planner.data import EpisodeStore
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.episodic import MEMORY_FOLDER, read_adapter, write_adapter
@@ -16,6 +16,7 @@ from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, Stor
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
+from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
@@ -49,6 +50,11 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
     check_model(models.world_model, store)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
+    require(
+        not (is_sharding(accelerator) and any(stage.stored_batches for stage in recipe.stages)),
+        f"the stored_batches of the recipe {recipe.name} are written by a whole model; train "
+        "with DDP, or leave them out",
+    )
     model = models.world_model.to(accelerator.device)
     table = FrameTable.from_store(store, accelerator.device)
     held_out = None

@@ -32,7 +32,7 @@ class Optimisation(_Section):
     capture: bool = Field(
         default=False,
         description="On a GPU, launch the passes of a step as one CUDA graph, captured once for "
-        "each shape of batch: several times faster where kernels are small.",
+        "each shape of batch: several times faster where kernels are small. Not with FSDP.",
     )
 
 

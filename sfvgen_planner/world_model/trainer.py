@@ -24,6 +24,16 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.captured_step import CapturedStep
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
+from sfvgen_planner.world_model.sharding import (
+    WholeModule,
+    gather,
+    is_sharding,
+    local_part,
+    prepare_plugin,
+    scatter,
+    sharded_as,
+    whole_tensor,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +64,11 @@ class Evaluation(NamedTuple):
 
 
 def begin_training(seed: int, mixed_precision: Literal["no", "bf16"]) -> Accelerator:
-    """Seed this process and find its device among those of the launcher's processes."""
+    """Seed this process; find its device, and DDP or FSDP, as Accelerate's launcher asks for.
+
+    Raises:
+        SfvgenError: Accelerate's config asks for a kind of FSDP that would not train exactly.
+    """
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(
@@ -62,6 +76,8 @@ def begin_training(seed: int, mixed_precision: Literal["no", "bf16"]) -> Acceler
         # Without this, several processes on a machine without a GPU each train alone.
         cpu=not torch.accelerator.is_available(),
     )
+    if is_sharding(accelerator):
+        prepare_plugin(accelerator.state.fsdp_plugin)
     if accelerator.device.type == "cuda":
         # One graph for all processes' gradients: they are too few to be worth splitting it.
         torch._dynamo.config.optimize_ddp = False
@@ -108,14 +124,20 @@ def train(
         weight_decay=optimisation.weight_decay,
         fused=accelerator.device.type == "cuda",
     )
-    ema = EMAModel(parameters, decay=optimisation.ema_decay, foreach=True)
     # The shapes repeat, so cuDNN may search for its fastest algorithms.
     torch.backends.cudnn.benchmark = True
-    step = _resume(folder, module, optimiser, ema)
+    whole = WholeModule(module)
     wrapped, optimiser = accelerator.prepare(module, optimiser)
+    whole.release()
+    # FSDP has replaced them.
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    local = [local_part(p) for p in parameters]
+    ema = EMAModel(local, decay=optimisation.ema_decay, foreach=True)
+    step = _resume(folder, module, optimiser, ema)
     wrapped.train()
     captured = None
-    if optimisation.capture and accelerator.device.type == "cuda":
+    # A graph would not hold FSDP's communication.
+    if optimisation.capture and accelerator.device.type == "cuda" and not is_sharding(accelerator):
         captured = CapturedStep(module, parameters, accelerator.autocast)
     generator = torch.Generator(device=accelerator.device)
     samples_per_step = optimisation.batch_size * accelerator.num_processes
@@ -143,10 +165,10 @@ def train(
             else:
                 loss = captured(batch)
                 _average_gradients(parameters, accelerator)
-            norm = accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm)
+            norm = whole_tensor(accelerator.clip_grad_norm_(parameters, optimisation.max_grad_norm))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            ema.step(parameters)
+            ema.step(local)
             step += 1
             progress.update()
             recent.append(torch.stack([loss.detach().float(), norm.float()]))
@@ -170,27 +192,29 @@ def train(
                 }
                 recent.clear()
                 since = now
-            if (
-                evaluation is not None
-                and (step % evaluation.every == 0 or is_last)
-                and accelerator.is_main_process
-            ):
+            if evaluation is not None and (step % evaluation.every == 0 or is_last):
                 paused = time.perf_counter()
-                with _averaged(module, parameters, ema):
-                    metrics |= evaluation.evaluate(step)
+                with _averaged(module, local, ema), whole.restored():
+                    if accelerator.is_main_process:
+                        metrics |= evaluation.evaluate(step)
                 since += time.perf_counter() - paused
             if metrics:
                 log.write(step, metrics)
             due = step % optimisation.checkpoint_every == 0 or is_last
             stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
-            if (due or stopping) and accelerator.is_main_process:
-                _save(folder, step, module, optimiser, ema, optimisation)
+            if due or stopping:
+                tensors = _tensors(module, optimiser, ema, accelerator.is_main_process)
+                if accelerator.is_main_process:
+                    _save(folder, step, tensors, optimisation)
             if stopping:
                 # A launcher ends all processes as soon as one has left.
                 accelerator.wait_for_everyone()
                 raise KeyboardInterrupt(f"{description} stopped at step {step}")
-    ema.copy_to(parameters)
+    ema.copy_to(local)
+    whole.restore()
     module.eval()
+    # It keeps what it has prepared, with all moments.
+    accelerator.free_memory()
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
@@ -222,32 +246,41 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * _MAX_PROCESSES + process
 
 
+def _tensors(
+    module: nn.Module, optimiser: Any, ema: EMAModel, keep: bool
+) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint's files hold, whole; all processes must call this together."""
+    parameters = _trained(module)
+    names = list(parameters)
+    averages = {
+        name: sharded_as(average, parameters[name])
+        for name, average in zip(names, ema.shadow_params, strict=True)
+    }
+    moments = {}
+    for index, values in optimiser.state_dict()["state"].items():
+        for key, value in values.items():
+            moments[f"{names[index]}/{key}"] = torch.as_tensor(value)
+    return {
+        "model": gather(module.state_dict(), keep),
+        "ema": gather(averages, keep),
+        "optimiser": gather(moments, keep),
+    }
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 def _save(
-    folder: Path,
-    step: int,
-    module: nn.Module,
-    optimiser: Any,
-    ema: EMAModel,
-    optimisation: Optimisation,
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimisation: Optimisation
 ) -> None:
     """Write one checkpoint under a temporary name, rename it, then drop the oldest ones."""
     temporary, final = folder / "checkpoint.tmp", folder / f"checkpoint-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    save_file(
-        {name: value.contiguous() for name, value in module.state_dict().items()},
-        temporary / "model.safetensors",
-    )
-    save_file(
-        {name: value.contiguous() for name, value in zip(names, ema.shadow_params, strict=True)},
-        temporary / "ema.safetensors",
-    )
-    moments = {}
-    for index, values in optimiser.state_dict()["state"].items():
-        for key, value in values.items():
-            moments[f"{names[index]}/{key}"] = torch.as_tensor(value).contiguous()
-    save_file(moments, temporary / "optimiser.safetensors")
+    for name, values in tensors.items():
+        contiguous = {key: value.contiguous() for key, value in values.items()}
+        save_file(contiguous, temporary / f"{name}.safetensors")
     (temporary / "state.json").write_text(
         json.dumps({"step": step, "optimisation": optimisation.model_dump()}, indent=2) + "\n"
     )
@@ -281,21 +314,23 @@ def _resume(folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> i
 
 def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
     """Load one checkpoint, all of its files or none; its step."""
-    device = str(next(module.parameters()).device)
     state = json.loads((checkpoint / "state.json").read_text())
     weights, shadow, moments = (
-        load_file(checkpoint / f"{name}.safetensors", device=device)
-        for name in ("model", "ema", "optimiser")
+        load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimiser")
     )
-    module.load_state_dict(weights)
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    ema.shadow_params = [shadow[name] for name in names]
+    present = module.state_dict()
+    module.load_state_dict({k: scatter(value, present[k]) for k, value in weights.items()})
+    parameters = _trained(module)
+    names = list(parameters)
+    averages = (scatter(shadow[name], p) for name, p in parameters.items())
+    ema.shadow_params = [local_part(average) for average in averages]
     ema.optimization_step = state["step"]
     packed: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         name, moment = key.rsplit("/", 1)
-        # AdamW keeps its step counter on the CPU unless it is fused.
-        packed.setdefault(names.index(name), {})[moment] = value
+        # AdamW keeps its step counter whole, and on the CPU unless it is fused.
+        moved = value if moment == "step" else scatter(value, parameters[name])
+        packed.setdefault(names.index(name), {})[moment] = moved
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": packed, "param_groups": groups})
     return int(state["step"])
@@ -306,7 +341,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _averaged(module: nn.Module, parameters: list[nn.Parameter], ema: EMAModel) -> Iterator[None]:
+def _averaged(module: nn.Module, parameters: list[Tensor], ema: EMAModel) -> Iterator[None]:
     """Put the averaged weights into `module` for a while."""
     ema.store(parameters)
     ema.copy_to(parameters)

@@ -109,6 +109,14 @@ def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, capsys
     assert "other settings than the recipe" in capsys.readouterr().err
 
 
+def test_stored_memories_are_refused_under_fsdp(folder, tiny_checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sfvgen_planner.memory.loop.is_sharding", lambda accelerator: True)
+    stored = RECIPE.replace("second_order: true", "stored_batches: 2")
+    (folder / "stored.yaml").write_text(stored)
+    assert loop(folder, tiny_checkpoint, "stored", "stored.yaml") == 2
+    assert "train with DDP" in capsys.readouterr().err
+
+
 def test_a_missing_model_is_told(folder, tiny_checkpoint, capsys):
     assert loop(folder, folder / "nowhere", "nothing") == 2
     assert "no model called" in capsys.readouterr().err
