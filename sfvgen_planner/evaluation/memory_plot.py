@@ -44,7 +44,8 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
         panel.set_title(f"asked for the {recall} place")
         panel.set_xlabel("memory horizon [chunks]")
         panel.set_xticks(horizons)
-        panel.set_ylim(bottom=0)
+    # Only now, when all panels, which share the axis, have said how high it must reach.
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("error of the imagined place [px of 64]")
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
     save_figure(figure, out)
