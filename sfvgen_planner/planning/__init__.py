@@ -1,6 +1,7 @@
 """Planners that search in, or read their actions off, imagined futures."""
 
 from sfvgen_planner.planning.action_search import SearchConfig
+from sfvgen_planner.planning.chat_endpoint import ChatEndpoint
 from sfvgen_planner.planning.mpc import MPCConfig, MPCPlanner
 from sfvgen_planner.planning.objectives import GoalImage, Objective, TaskReward
 from sfvgen_planner.planning.plan import Goal, Plan, Planner
@@ -21,6 +22,13 @@ from sfvgen_planner.planning.solvers import (
     Solver,
 )
 from sfvgen_planner.planning.subgoal import SubgoalPlanner
+from sfvgen_planner.planning.subgoal_policy import SeenAchieved, SubgoalPolicy, SubgoalRecord
+from sfvgen_planner.planning.subgoals import (
+    LanguageModelConfig,
+    LanguageModelSubgoals,
+    ListedSubgoals,
+    Subgoals,
+)
 from sfvgen_planner.planning.video_plan import VideoPlanConfig, VideoPlanner
 
 __all__ = [
@@ -28,11 +36,15 @@ __all__ = [
     "ICEM",
     "MPPI",
     "CEMConfig",
+    "ChatEndpoint",
     "Goal",
     "GoalImage",
     "Gradient",
     "GradientConfig",
     "ICEMConfig",
+    "LanguageModelConfig",
+    "LanguageModelSubgoals",
+    "ListedSubgoals",
     "MPCConfig",
     "MPCPlanner",
     "MPPIConfig",
@@ -44,10 +56,14 @@ __all__ = [
     "RandomShooting",
     "RandomShootingConfig",
     "SearchConfig",
+    "SeenAchieved",
     "SimulatorPlanner",
     "Solution",
     "Solver",
     "SubgoalPlanner",
+    "SubgoalPolicy",
+    "SubgoalRecord",
+    "Subgoals",
     "TaskReward",
     "VideoPlanConfig",
     "VideoPlanner",
