@@ -1,5 +1,6 @@
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.memory import MEMORY_VARIANTS
+from sfvgen_planner.memory import MEMORY_VARIANTS, trained_config
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.loop import loop_metrics
 from sfvgen_planner.memory.loop_recipe import LoopRecipe
@@ -303,11 +304,12 @@ def test_a_store_with_nothing_to_recall_is_told(model):
 def test_the_shipped_recipe_is_one():
     path = Path(__file__).parents[2] / "recipes" / "tabletop_memory.yaml"
     changed = LoopRecipe.load(path, ["stages.1.max_chunks=7", "memory.rank=8"])
-    assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4, 8]
+    assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4]
     assert changed.memory_config.rank == 8
     for change in ("stages.9.max_chunks=7", "stages.first.max_chunks=7", "stages.0=1"):
         with pytest.raises(SfvgenError, match=re.escape(change)):
             LoopRecipe.load(path, [change])
     settings = LoopRecipe.load(path)
-    assert [stage.second_order for stage in settings.stages] == [False, False, True, True]
-    assert settings.memory_config == MEMORY_VARIANTS["ours"]
+    assert [stage.second_order for stage in settings.stages] == [False, False, True]
+    assert settings.memory_config == replace(MEMORY_VARIANTS["ours"], learning_rate=0.005)
+    assert trained_config("tabletop_memory") == settings.memory_config
