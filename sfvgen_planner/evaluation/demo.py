@@ -61,7 +61,7 @@ class DemoConfig:
     """
 
     out: Path
-    model: str = "tabletop"
+    model: str = "tabletop_memory"
     num_episodes: int = 4
     level: int = 1
     seed: int = 100_000
