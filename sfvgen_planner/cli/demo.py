@@ -19,7 +19,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--level", type=int, metavar="L", help="1 to 4 cubes (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the first episode")
     parser.add_argument(
-        "--model", default="tabletop_memory", metavar="NAME", help="shipped model or checkpoint folder"
+        "--model",
+        default="tabletop_memory",
+        metavar="NAME",
+        help="shipped model or checkpoint folder",
     )
     parser.set_defaults(run=run)
 
