@@ -69,6 +69,23 @@ class EvaluationConfig:
         return range(HELD_OUT_SEED, HELD_OUT_SEED + count)
 
 
+def check_choices(chosen: Mapping[str, tuple[Sequence[object], Sequence[object]]]) -> None:
+    """Refuse what can't be chosen.
+
+    Args:
+        chosen: what is chosen, in one word, to the values and those that there are.
+
+    Raises:
+        SfvgenError: a value is not one of those that there are.
+    """
+    for name, (values, known) in chosen.items():
+        for value in values:
+            require(
+                value in known,
+                f"there is no {name} {value!r}; choose from {', '.join(map(str, known))}",
+            )
+
+
 Config = TypeVar("Config", bound=EvaluationConfig)
 
 

@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from sfvgen_planner.data.environment import make_env
-from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.chunks import place_error_px
-from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, EvaluationConfig
+from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import (
     REFERENCE,
     VARIANTS,
@@ -77,16 +76,13 @@ class MemoryConfig(EvaluationConfig):
     guidance_scale: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, values, known in (
-            ("variant", self.variants, tuple(VARIANTS)),
-            ("recall", self.recalls, RECALLS),
-            ("horizon", self.horizons, tuple(NUM_MOVES_SINCE)),
-        ):
-            for value in values:
-                require(
-                    value in known,
-                    f"there is no {name} {value!r}; choose from {', '.join(map(str, known))}",
-                )
+        check_choices(
+            {
+                "variant": (self.variants, tuple(VARIANTS)),
+                "recall": (self.recalls, RECALLS),
+                "horizon": (self.horizons, tuple(NUM_MOVES_SINCE)),
+            }
+        )
 
     @property
     def offered(self) -> dict[str, Variant]:

@@ -18,7 +18,7 @@ from sfvgen_policies import Policy, make_policy
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import require
-from sfvgen_planner.evaluation.measure import EvaluationConfig
+from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, VARIANTS, attached
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, succeeded
@@ -84,15 +84,7 @@ class PlanningConfig(EvaluationConfig):
     def __post_init__(self) -> None:
         fewest = min(self.num_candidates, self.num_simulator_candidates)
         require(fewest >= 2, f"num_candidates must be at least 2, got {fewest}")
-        for name, values, known in (
-            ("method", self.methods, tuple(METHODS)),
-            ("level", self.levels, LEVELS),
-        ):
-            for value in values:
-                require(
-                    value in known,
-                    f"there is no {name} {value!r}; choose from {', '.join(map(str, known))}",
-                )
+        check_choices({"method": (self.methods, tuple(METHODS)), "level": (self.levels, LEVELS)})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sfvgen_planner.planning.solvers import (
     Solution,
     Solver,
 )
-from sfvgen_planner.planning.subgoal import SubgoalPlanner
+from sfvgen_planner.planning.subgoal_planner import SubgoalPlanner
 from sfvgen_planner.planning.subgoal_policy import SeenAchieved, SubgoalPolicy, SubgoalRecord
 from sfvgen_planner.planning.subgoals import (
     LanguageModelConfig,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sfvgen_planner.world_model.cuda_graphs import capture
+
 
 class CapturedStep:
     """Computes a module's loss and gradients, by one graph for each shape of its batch.
@@ -73,16 +75,7 @@ class _Step:
         copies = [value.clone() if isinstance(value, Tensor) else value for value in values]
         self._inputs = [value for value in copies if isinstance(value, Tensor)]
         batch = pytree.tree_unflatten(copies, structure)
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            # The first run compiles and tries algorithms, which a capture does not allow.
-            for _ in range(2):
-                backward(batch)
-        torch.cuda.current_stream().wait_stream(side_stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._loss = backward(batch)
+        self._graph, self._loss = capture(lambda: backward(batch), pool)
         self._gradients = [parameter.grad for parameter in parameters]
 
     def replay(self, values: Sequence[Any]) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sfvgen_planner.world_model.cuda_graphs import capture
+
 MAX_GRAPHS = 16
 """Shapes whose graphs are kept; the one that was not used for longest goes first."""
 
@@ -113,16 +115,7 @@ class _Graph:
         self, function: Callable[..., Tensor], tensors: list[Tensor | None], pool: Any
     ) -> None:
         self._inputs = [None if tensor is None else tensor.clone() for tensor in tensors]
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            # The first run compiles and tries algorithms, which a capture does not allow.
-            for _ in range(2):
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(side_stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._output = function(*self._inputs)
+        self._graph, self._output = capture(lambda: function(*self._inputs), pool)
 
     def replay(self, tensors: list[Tensor | None]) -> Tensor:
         for own, given in zip(self._inputs, tensors, strict=True):
