@@ -9,6 +9,7 @@ samples then has N memories of S samples each, in order, and costs one batched m
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.config import MemoryConfig
@@ -32,7 +34,19 @@ FastWeights = dict[str, Tensor]
 """The memories' tensors, each `(memories, ...)`, by PEFT's names of what they replace."""
 
 _ADAPTER = "default"
-_CODES = ("lora_position_code", "lora_time_scale", "lora_time_shift")
+_TIME_CODES = ("lora_time_scale", "lora_time_shift")
+_INSTRUCTION_CODES = ("lora_instruction_scale", "lora_instruction_shift")
+_CODES = ("lora_position_code", *_TIME_CODES, *_INSTRUCTION_CODES)
+
+
+class Heard:
+    """The instructions of the batch that the denoiser works on, shared by all layers.
+
+    Attributes:
+        states: `(samples, text size)`, the mean of each one's hidden states; None at other times.
+    """
+
+    states: Tensor | None = None
 
 
 class _MemoryLayer(LoraLayer):
@@ -44,19 +58,24 @@ class _MemoryLayer(LoraLayer):
         fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
             the slow model's.
         chunks: `(memories,)`, each one's chunk index.
+        heard: The instructions.
     """
 
     fast_factors: tuple[str, ...] = ()
     fast_a: Tensor | None = None
     fast_b: Tensor | None = None
     chunks: Tensor | None = None
+    heard: Heard
 
     def place(self, fast_a: Tensor | None, fast_b: Tensor | None, chunks: Tensor | None) -> None:
         self.fast_a, self.fast_b, self.chunks = fast_a, fast_b, chunks
 
 
 class MemoryLinear(LoraLinear, _MemoryLayer):
-    """A linear layer with `B_n ((A h + P[cell]) * (1 + W[chunk]) + C[chunk])` for memory n."""
+    """A linear layer with `B_n ((A h + P[cell]) * (1 + W) + C)` for memory n.
+
+    W and C are the sums of what its chunk index and the sample's instruction give them.
+    """
 
     adapter_layer_names = (*LoraLayer.adapter_layer_names, *_CODES)
 
@@ -96,14 +115,29 @@ class _LinearVariant(LoraVariant):
         if active_adapter in module.lora_position_code:
             code = module.lora_position_code[active_adapter]
             hidden = (hidden.unflatten(0, (-1, len(code))) + code[:, None]).flatten(0, 1)
-        if active_adapter in module.lora_time_scale:
-            scale = module.lora_time_scale[active_adapter]
-            assert module.chunks is not None
-            chunks = module.chunks.clamp(max=len(scale) - 1)
-            shift = module.lora_time_shift[active_adapter][chunks]
-            per_memory = hidden.reshape(memories, -1, hidden.shape[-1])
-            hidden = per_memory * (1 + scale[chunks][:, None]) + shift[:, None]
+        codes = _codes(module, active_adapter)
+        if codes:
+            groups = max(code.shape[1] for code in codes)
+            spread = [code.repeat_interleave(groups // code.shape[1], dim=1) for code in codes]
+            scale, shift = torch.stack(spread).sum(dim=0)
+            per_group = hidden.reshape(groups, -1, hidden.shape[-1])
+            hidden = per_group * (1 + scale[:, None]) + shift[:, None]
         return result + _products(hidden, fast_b).reshape(result.shape)
+
+
+def _codes(module: MemoryLinear, adapter: str) -> list[Tensor]:
+    """What W and C are the sum of, each `(2, groups, r)`, for equal shares of the batch."""
+    codes = []
+    if adapter in module.lora_time_scale:
+        tables = torch.stack([getattr(module, name)[adapter] for name in _TIME_CODES])
+        assert module.chunks is not None
+        codes.append(tables[:, module.chunks.clamp(max=tables.shape[1] - 1)])
+    if adapter in module.lora_instruction_scale:
+        states = module.heard.states
+        assert states is not None
+        matrices = torch.stack([getattr(module, name)[adapter] for name in _INSTRUCTION_CODES])
+        codes.append((states @ matrices).to(matrices.dtype))
+    return codes
 
 
 class _ConvVariant(LoraVariant):
@@ -151,15 +185,18 @@ def _check_rows(rows: int, memories: int) -> None:
 
 
 def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
-    """The codes' start: places all differ at once, chunks begin alike."""
+    """The codes' start: places all differ at once, chunks and instructions begin alike."""
     memory: MemoryConfig = config.memory
     tables = {}
     weight = module.get_base_layer().weight
     if memory.position_code:
         tables["lora_position_code"] = torch.randn(module.get_base_layer().num_cells, memory.rank)
     if memory.num_time_codes:
-        for name in ("lora_time_scale", "lora_time_shift"):
+        for name in _TIME_CODES:
             tables[name] = torch.zeros(memory.num_time_codes, memory.rank)
+    if memory.instruction_code:
+        for name in _INSTRUCTION_CODES:
+            tables[name] = torch.zeros(config.text_size, memory.rank)
     return {name: table.to(weight) for name, table in tables.items()}
 
 
@@ -172,8 +209,10 @@ def peft_config(world_model: VideoWorldModel, config: MemoryConfig) -> LoraConfi
         r=config.rank, lora_alpha=config.rank, target_modules=config.target_modules
     )
     settings._register_custom_module({nn.Linear: MemoryLinear, nn.Conv3d: MemoryConv3d})
-    # Not a field, or PEFT would write it into its file.
+    # Not fields, or PEFT would write them into its file.
     settings.memory = config
+    if config.instruction_code:
+        settings.text_size = world_model.text_encoder.config.hidden_size
     if config.position_code:
         _count_cells(world_model)
     return settings
@@ -203,6 +242,15 @@ def _count_cells(world_model: VideoWorldModel) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _listen(heard: Heard, unet: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    heard.states = kwargs["encoder_hidden_states"].mean(dim=1)
+
+
+def _forget(heard: Heard, unet: nn.Module, args: Any, output: Any) -> None:
+    # A graph must not outlive its step.
+    heard.states = None
 
 
 def slow_weights(unet: nn.Module) -> dict[str, Tensor]:
@@ -257,7 +305,18 @@ class Adapters:
             for name, module in self._peft.named_modules()
             if isinstance(module, _MemoryLayer)
         }
+        self._hooks = self._listen_to(unet) if config.instruction_code else ()
         self._draw(seed)
+
+    def _listen_to(self, unet: nn.Module) -> tuple[RemovableHandle, ...]:
+        """Let the layers hear the instructions that the denoiser is given."""
+        heard = Heard()
+        for layer in self._layers.values():
+            layer.heard = heard
+        return (
+            unet.register_forward_pre_hook(partial(_listen, heard), with_kwargs=True),
+            unet.register_forward_hook(partial(_forget, heard), always_call=True),
+        )
 
     @torch.no_grad()
     def _draw(self, seed: int) -> None:
@@ -325,4 +384,6 @@ class Adapters:
 
     def detach(self) -> None:
         """Take the adapters out of the model again."""
+        for hook in self._hooks:
+            hook.remove()
         self._peft.base_model.unload()

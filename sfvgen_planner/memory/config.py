@@ -37,6 +37,8 @@ class MemoryConfig:
             layers whose tokens are `(batch * cells, frames, channels)`, as in temporal attention.
         num_time_codes: Chunk indices with a code of their own, `(1 + W[chunk])` and `C[chunk]`;
             chunks beyond them share the last one. 0 for no time code.
+        instruction_code: Scale and shift the bottleneck by the instruction too, so that the command
+            chooses which of the places that a memory holds is read.
         rule: "adam" learns both factors of the adapters with Adam, started anew in each write;
             "normalised" learns only B, by `B -= learning_rate * g / rms(g)` per tensor.
         learning_rate: The rule's step size (paper: Adam, 1e-4).
@@ -58,6 +60,7 @@ class MemoryConfig:
     target_modules: str = TEMPORAL_LAYERS
     position_code: bool = False
     num_time_codes: int = 0
+    instruction_code: bool = False
     rule: Rule = "adam"
     learning_rate: float = 1e-4
     num_steps: int = 4
@@ -91,7 +94,7 @@ class MemoryConfig:
     @property
     def is_coded(self) -> bool:
         """Whether the bottleneck has a code."""
-        return self.position_code or self.num_time_codes > 0
+        return self.position_code or self.num_time_codes > 0 or self.instruction_code
 
     @property
     def fast_factors(self) -> tuple[str, ...]:

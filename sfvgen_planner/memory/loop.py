@@ -68,7 +68,9 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
         model.unet.compile(dynamic=False)
     for index, stage in enumerate(recipe.stages):
-        objective = SlowFastObjective(model, adapters, recipe.memory_config, stage.second_order)
+        objective = SlowFastObjective(
+            model, adapters, recipe.training_config(stage), stage.second_order
+        )
         _set_learning(objective, adapters, stage, recipe)
         evaluation = None
         if held_out is not None:

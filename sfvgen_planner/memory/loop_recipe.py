@@ -28,6 +28,12 @@ class LoopStage(BaseModel):
     samples_per_memory: int = Field(
         default=2, gt=0, description="Noise levels of the window that each memory is judged by."
     )
+    num_noise_draws: int | None = Field(
+        default=None,
+        gt=0,
+        description="Noise levels averaged in a write while training: fewer than the memory's own "
+        "cost less and train it as well.",
+    )
     second_order: bool = Field(
         default=False, description="Let gradients flow through the writes, at about twice the cost."
     )
@@ -114,6 +120,12 @@ class LoopRecipe(BaseModel):
                 f"the variant {self.variant!r} has no memory to train; choose another"
             )
         return replace(config, **self.memory)
+
+    def training_config(self, stage: LoopStage) -> MemoryConfig:
+        """How memories learn in a stage."""
+        draws = stage.num_noise_draws
+        config = self.memory_config
+        return config if draws is None else replace(config, num_noise_draws=draws)
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:

@@ -180,7 +180,7 @@ class LoopBatches:
         self._table = table
         self._stage = stage
         self._recall_share = recipe.recall_share
-        self._config = recipe.memory_config
+        self._config = recipe.training_config(stage)
         self._scheduler = model.scheduler
         self._num_past: int = model.config.num_past_frames
         self._num_future: int = model.config.num_future_frames

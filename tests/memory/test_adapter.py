@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -5,7 +7,7 @@ from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MemoryConfig
-from sfvgen_planner.memory.adapter import Adapters, peft_config
+from sfvgen_planner.memory.adapter import Adapters, Heard, peft_config
 from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
 from sfvgen_planner.world_model import tiny_world_model
 
@@ -29,14 +31,19 @@ class Toy(nn.Module):
         return self.layer(x)
 
 
-def toy(num_cells=2):
+def toy(num_cells=2, instruction_code=False):
     model = Toy()
     model.layer.num_cells = num_cells
     config = MemoryConfig(
-        rank=3, target_modules="layer", position_code=True, num_time_codes=4, rule="normalised"
+        rank=3,
+        target_modules="layer",
+        position_code=True,
+        num_time_codes=4,
+        instruction_code=instruction_code,
+        rule="normalised",
     )
     settings = peft_config(None, MemoryConfig(rank=3, target_modules="layer"))
-    settings.memory = config
+    settings.memory, settings.text_size = config, 7
     adapted = get_peft_model(model, settings)
     for parameter in adapted.parameters():
         nn.init.normal_(parameter)
@@ -62,6 +69,64 @@ def test_the_layer_is_its_formula(chunk):
             hidden = hidden + layer.lora_time_shift["default"][code]
             wanted = layer.base_layer(x[row, frame]) + fast[memory] @ hidden
             assert torch.allclose(out[row, frame], wanted, atol=1e-5)
+
+
+def test_the_instruction_scales_and_shifts_too():
+    """B ((A h + P[cell]) * (1 + W[chunk] + s V) + C[chunk] + s D), with s heard by each sample."""
+    adapted, layer = toy(num_cells=2, instruction_code=True)
+    fast, heard = torch.randn(3, 6, 3), torch.randn(6, 7)
+    layer.heard = Heard()
+    layer.heard.states = heard
+    layer.place(None, fast, torch.tensor([1, 3, 0]))
+    x = torch.randn(12, 4, 5)
+    out = adapted(x)
+    codes = {
+        name: getattr(layer, f"lora_{name}")["default"]
+        for name in ("time_scale", "time_shift", "instruction_scale", "instruction_shift")
+    }
+    for row in range(12):
+        memory, sample, cell = row // 4, row // 2, row % 2
+        chunk = [1, 3, 0][memory]
+        hidden = (
+            x[row] @ layer.lora_A["default"].weight.T + layer.lora_position_code["default"][cell]
+        )
+        hidden = hidden * (
+            1 + codes["time_scale"][chunk] + heard[sample] @ codes["instruction_scale"]
+        )
+        hidden = hidden + codes["time_shift"][chunk] + heard[sample] @ codes["instruction_shift"]
+        wanted = layer.base_layer(x[row]) + hidden @ fast[memory].T
+        assert torch.allclose(out[row], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+def test_what_a_memory_gives_depends_on_the_instruction(kind):
+    """Through the adapters alone: the slow weights are told nothing different."""
+    model = tiny_world_model(denoiser=kind)
+    adapters = Adapters(model, replace(CODED, instruction_code=True))
+    torch.manual_seed(0)
+    for name, parameter in model.unet.named_parameters():
+        if "lora_instruction" in name:
+            nn.init.normal_(parameter)
+        elif "attn2.to_out" in name or "attn2.to_v" in name:
+            # Cross-attention says the same, whatever it is told.
+            nn.init.zeros_(parameter)
+    fast = {name: torch.randn_like(value) / 10 for name, value in adapters.start(2).items()}
+    window, texts = torch.randn(2, 4, 6, 4, 4), torch.randn(2, 3, 16)
+
+    def denoise(states):
+        with torch.no_grad():
+            return model.denoise(window, torch.tensor([500.0, 900.0]), 2, states)
+
+    other = torch.stack([texts[0], torch.randn(3, 16)])
+    assert torch.allclose(denoise(texts), denoise(other), atol=1e-6)
+    adapters.place(fast, torch.tensor([1, 2]))
+    before, after = denoise(texts), denoise(other)
+    assert torch.allclose(before[0], after[0], atol=1e-6)
+    assert (before[1] - after[1]).abs().max() > 1e-3
+    adapters.place(None)
+    adapters.detach()
+    assert not model.unet._forward_pre_hooks
+    assert not model.unet._forward_hooks
 
 
 def test_without_memory_in_place_the_layer_is_the_slow_one():
