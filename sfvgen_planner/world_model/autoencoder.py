@@ -24,10 +24,6 @@ def build_autoencoder(recipe: AutoencoderRecipe, image_size: int) -> Autoencoder
     )
 
 
-# Large errors, at the edges of what moves, cost most of the PSNR.
-_SQUARED_WEIGHT = 10.0
-
-
 class AutoencoderObjective(nn.Module):
     """Reconstruction and KL loss of single frames.
 
@@ -52,7 +48,7 @@ class AutoencoderObjective(nn.Module):
         unusual = (images - self.mean_image).abs().amax(dim=1, keepdim=True)
         weight = 0.2 + unusual
         error = reconstruction.float() - images
-        loss = (weight * (error.abs() + _SQUARED_WEIGHT * error.square())).mean()
+        loss = (weight * (error.abs() + error.square())).mean()
         kl: Tensor = posterior.kl().mean()
         return loss + self.kl_weight * kl
 
