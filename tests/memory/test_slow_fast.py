@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sfvgen_envs.tabletop_instructions import Instruction, instruction_texts
+from sfvgen_envs.tabletop_scene import CUBE_COLOURS
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, trained_config
@@ -23,6 +25,7 @@ from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.trainer import train
 
+SHIPPED_RECIPE = Path(__file__).parents[2] / "recipes" / "tabletop_memory.yaml"
 INSTRUCTIONS = ["", "put it away", "return the cube", "put it back"]
 
 
@@ -301,8 +304,21 @@ def test_a_store_with_nothing_to_recall_is_told(model):
         LoopBatches(told_table([[(1, 20)]]), model, recipe(), recipe().stages[0])
 
 
+def test_the_shipped_recipe_recalls_what_the_task_asks_back_and_nothing_else():
+    """A move to the back of the table is no recall."""
+    first, previous = LoopRecipe.load(SHIPPED_RECIPE).recalls
+    matched = {
+        pattern: {text for text in instruction_texts() if re.search(pattern, text)}
+        for pattern in (first, previous)
+    }
+    assert matched == {
+        pattern: {Instruction(kind, colour, "", (0, 0)).text for colour in CUBE_COLOURS}
+        for pattern, kind in ((first, "first"), (previous, "previous"))
+    }
+
+
 def test_the_shipped_recipe_is_one():
-    path = Path(__file__).parents[2] / "recipes" / "tabletop_memory.yaml"
+    path = SHIPPED_RECIPE
     changed = LoopRecipe.load(path, ["stages.1.max_chunks=7", "memory.rank=8"])
     assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4]
     assert changed.memory_config.rank == 8
