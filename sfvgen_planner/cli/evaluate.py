@@ -11,7 +11,8 @@ class _Evaluation(NamedTuple):
     module: str
     config: str
     help: str
-    plot: tuple[str, str] | None = None
+    plot: tuple[str, str, str] | None = None
+    """Module and function that draw the result file, and what they draw."""
 
 
 _EVALUATIONS = {
@@ -30,13 +31,13 @@ _EVALUATIONS = {
         "memory",
         "MemoryConfig",
         "cubes that are asked back, with and without a memory; its cost",
-        plot=("memory_plot", "plot_error_against_horizon"),
+        plot=("memory_plot", "plot_error_against_horizon", "error against horizon"),
     ),
     "policy": _Evaluation(
         "policy_evaluation",
         "PolicyEvaluationConfig",
         "whether policies of different quality do as well in imagination as in the simulator",
-        plot=("policy_plot", "plot_success_rates"),
+        plot=("policy_plot", "plot_success_rates", "imagined against simulated success"),
     ),
     "planning": _Evaluation(
         "planning",
@@ -81,6 +82,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         one.add_argument(
             "--episodes", type=int, metavar="N", help="of every part (default: as many as it needs)"
         )
+        if evaluation.plot is not None:
+            one.add_argument(
+                "--plot",
+                metavar="FILE",
+                help=f"draw {evaluation.plot[-1]} from the whole result file",
+            )
         if name == "memory":
             _add_memory_options(one)
         if name == "policy":
@@ -101,9 +108,6 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
     )
-    parser.add_argument(
-        "--plot", metavar="FILE", help="draw error against horizon from the whole result file"
-    )
 
 
 def _add_policy_options(parser: argparse.ArgumentParser) -> None:
@@ -111,11 +115,6 @@ def _add_policy_options(parser: argparse.ArgumentParser) -> None:
         "--video-planner",
         action="store_true",
         help="evaluate the model's video planner too, which takes by far the longest",
-    )
-    parser.add_argument(
-        "--plot",
-        metavar="FILE",
-        help="draw imagined against simulated success (default: beside the result file, as .png)",
     )
 
 
@@ -146,7 +145,6 @@ def run(args: argparse.Namespace) -> int:
     picture = None if getattr(args, "plot", None) is None else Path(args.plot)
     if args.evaluation == "policy":
         config = replace(config, video_planner=args.video_planner)
-        picture = picture or out.with_suffix(".png")
     if picture is not None:
         from sfvgen_planner.evaluation.plotting import require_matplotlib
 
@@ -156,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         told = " ".join(f"{key}={value}" for key, value in figure.fields.items())
         print(f"{figure.name} {figure.value:.4g} {figure.unit} [{low:.4g}, {high:.4g}] {told}")
     if picture is not None and evaluation.plot is not None:
-        file, function = evaluation.plot
+        file, function, _ = evaluation.plot
         draw = getattr(import_module(f"sfvgen_planner.evaluation.{file}"), function)
         draw(out, picture)
     return 0

@@ -106,16 +106,16 @@ def test_the_command_measures_and_draws(tmp_path, checkpoint, monkeypatch, capsy
     # A model that has learnt nothing finds all policies alike: here episodes are judged by chance.
     draws = np.random.default_rng(0)
     monkeypatch.setattr(evaluation, "replay", lambda *args, **_: [draws.random(1) for _ in args[3]])
-    out = tmp_path / "new" / "figures.json"
+    out, plot = tmp_path / "new" / "figures.json", tmp_path / "plot.png"
     command = ["eval", "policy", "--model", str(checkpoint), "--device", "cpu"]
-    assert main([*command, "--out", str(out), "--episodes", "2"]) == 0
+    assert main([*command, "--out", str(out), "--plot", str(plot), "--episodes", "2"]) == 0
     rows = json.loads(out.read_text())["figures"]
     assert {row["name"] for row in rows} == set(FIGURES)
     assert all(row["seeds"] == [100_000, 100_001] for row in rows)
     real = {r["policy"]: r["value"] for r in rows if r.get("where") == "simulator"}
     assert list(real) == [rung.name for rung in LADDER]
     assert (real["still"], real["expert"]) == (0, 1)
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "policy_success_rate 1 1 [1, 1] policy=expert where=simulator" in printed
 
@@ -150,7 +150,8 @@ def test_a_model_without_outcome_head_is_one_sentence(tmp_path, tiny_checkpoint,
 def test_a_missing_matplotlib_is_told_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(evaluation, "load_world_model", None)
-    assert main(["eval", "policy", "--out", str(tmp_path / "a.json")]) == 2
+    files = ["--out", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
+    assert main(["eval", "policy", *files]) == 2
     assert "pip install 'sfvgen-planner[report]'" in capsys.readouterr().err
 
 

@@ -1,0 +1,66 @@
+"""What the evaluation of memories compares, and at which size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
+from sfvgen_planner.evaluation.memory_variants import VARIANTS, Variant, offered
+from sfvgen_planner.evaluation.return_trials import NUM_MOVES_SINCE, RECALLS, Recall
+
+MANY_STEPS = 25
+"""Denoiser calls per chunk at which the paper's cost of fast learning is to be compared."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig(EvaluationConfig):
+    """What is compared.
+
+    Attributes:
+        num_open_loop_episodes: trials for each recall and horizon whose return is imagined.
+        num_closed_loop_episodes: of these, those that are planned and executed.
+        num_timed_runs: repetitions of a timing, after one that is not counted.
+        variants: names of `VARIANTS`, by default all that the model has; each is measured on the
+            same trials with the same noise.
+        recalls: which place is asked for.
+        horizons: memory horizons in chunks.
+        num_inference_steps: denoiser calls per chunk.
+        guidance_scale: of the instruction.
+    """
+
+    num_open_loop_episodes: int = 200
+    num_closed_loop_episodes: int = 200
+    num_timed_runs: int = 5
+    variants: tuple[str, ...] = ()
+    recalls: tuple[Recall, ...] = RECALLS
+    horizons: tuple[int, ...] = tuple(NUM_MOVES_SINCE)
+    num_inference_steps: int = 4
+    guidance_scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_choices(
+            {
+                "variant": (self.variants, tuple(VARIANTS)),
+                "recall": (self.recalls, RECALLS),
+                "horizon": (self.horizons, tuple(NUM_MOVES_SINCE)),
+            }
+        )
+
+    @property
+    def offered(self) -> dict[str, Variant]:
+        """The variants to compare, by name."""
+        return offered(self.variants, self.model)
+
+    @property
+    def timed_steps(self) -> tuple[int, ...]:
+        """Denoiser calls per chunk at which costs are measured."""
+        return tuple(dict.fromkeys((MANY_STEPS, self.num_inference_steps)))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How chunks are imagined."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
