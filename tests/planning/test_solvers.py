@@ -164,3 +164,46 @@ def test_an_action_that_cannot_move_stays(solver):
 def test_bad_settings_are_refused(config, bad):
     with pytest.raises(SfvgenError, match=next(iter(bad))):
         config(**bad)
+
+
+@pytest.mark.parametrize("space", [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_environments_are_solved_side_by_side_as_each_is_alone(solver, space):
+    """Each has a problem of its own; one of them has costs that are not finite."""
+    goals = torch.tensor([-0.3, 0.1, 0.2])
+
+    def cost_fn(actions):
+        costs = (actions - goals[:, None, None, None]).square().sum((2, 3))
+        is_cliff = (torch.arange(len(goals))[:, None] == 1) & (actions[..., 0, 0] > 0.3)
+        return torch.where(is_cliff, torch.inf, costs)
+
+    seeds, starts = [5, 6, 7], torch.rand(3, 4, 1) * 0.2
+    together = solver.solve_batch(cost_fn, space, 4, seeds, starts)
+    for row, solution in enumerate(together):
+
+        def own(actions, row=row):
+            return cost_fn(actions.expand(len(goals), *actions.shape))[row]
+
+        alone = solver.solve(own, space, 4, seeds[row], starts[row])
+        assert torch.allclose(solution.actions, alone.actions, atol=1e-5)
+        assert torch.allclose(solution.std, alone.std, atol=1e-5)
+        assert solution.best_costs == pytest.approx(alone.best_costs, rel=1e-4, abs=1e-6)
+        assert solution.num_evaluations == alone.num_evaluations
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_a_batch_refuses_misfits(solver):
+    def cost_fn(actions):
+        return actions.sum((2, 3))
+
+    with pytest.raises(SfvgenError, match="at least one environment"):
+        solver.solve_batch(cost_fn, BOUNDED, 3, [])
+    with pytest.raises(SfvgenError, match="for each of 2 environments"):
+        solver.solve_batch(cost_fn, BOUNDED, 3, [0, 1], torch.zeros(3, 3, 1))
+    with pytest.raises(SfvgenError, match=r"2 x \d+ candidates"):
+        solver.solve_batch(lambda a: a.sum((1, 2, 3)), BOUNDED, 3, [0, 1])
+    with pytest.raises(SfvgenError, match="no candidate has a finite cost"):
+        # Of the second environment alone.
+        solver.solve_batch(
+            lambda a: cost_fn(a) + torch.tensor([[0.0], [torch.inf]]), BOUNDED, 3, [0, 1]
+        )

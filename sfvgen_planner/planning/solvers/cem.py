@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -9,13 +10,16 @@ import torch
 
 from sfvgen_planner.errors import require
 from sfvgen_planner.planning.solvers.common import (
+    BatchCostFunction,
+    BatchSolver,
     Bounds,
-    CostFunction,
     Solution,
     check_counts,
     check_spreads,
-    make_generator,
+    make_generators,
     ranked,
+    solutions,
+    standard_normal,
 )
 
 
@@ -76,7 +80,7 @@ class CEMConfig:
         return max(int(self.num_samples * self.population_decay**-iteration), floor)
 
 
-class CEM:
+class CEM(BatchSolver):
     """Cross-entropy method with a diagonal Gaussian over the whole action sequence.
 
     Candidates are clamped to the action space, the mean is candidate 0, a cost that is not finite
@@ -87,55 +91,59 @@ class CEM:
     def __init__(self, config: CEMConfig | None = None) -> None:
         self.config = config or CEMConfig()
 
-    def solve(
+    def solve_batch(
         self,
-        cost_fn: CostFunction,
+        cost_fn: BatchCostFunction,
         action_space: gym.spaces.Box,
         horizon: int,
-        seed: int | None = None,
-        initial_mean: torch.Tensor | None = None,
-    ) -> Solution:
-        """Minimise ``cost_fn``; see :class:`Solver`."""
+        seeds: Sequence[int | None],
+        initial_means: torch.Tensor | None = None,
+    ) -> list[Solution]:
+        """Minimise the cost of each environment; see :class:`BatchSolver`."""
         config = self.config
         bounds = Bounds(action_space)
-        generator = make_generator(seed)
-        mean = bounds.start(horizon, initial_mean)
+        generators = make_generators(seeds)
+        mean = bounds.start(len(seeds), horizon, initial_means)
         std = config.initial_std * bounds.scale.expand_as(mean)
         min_std = config.min_std * bounds.scale
-        elites = mean.new_empty(0, *mean.shape)
-        elite_costs = mean.new_empty(0)
+        rows = torch.arange(len(seeds))[:, None]
+        elites, elite_costs = mean[:, None], mean[:, 0, :1]
         best_costs = []
         num_evaluations = 0
         for iteration in range(config.num_iterations):
-            white = torch.randn(config.population(iteration), *mean.shape, generator=generator)
-            candidates = bounds.around(mean, std, coloured(white, config.noise_beta))
-            costs = ranked(cost_fn(candidates), len(candidates))
-            num_evaluations += len(candidates)
-            candidates = torch.cat([candidates, elites[: config.num_kept_elites]])
-            costs = torch.cat([costs, elite_costs[: config.num_kept_elites]])
-            elite_costs, order = costs.topk(config.num_elites, largest=False)
+            shape = (config.population(iteration), *mean.shape[1:])
+            noise = coloured(standard_normal(shape, generators), config.noise_beta)
+            candidates = bounds.around(mean, std, noise)
+            costs = ranked(cost_fn(candidates), candidates)
+            num_evaluations += shape[0]
+            if iteration and config.num_kept_elites:
+                candidates = torch.cat([candidates, elites[:, : config.num_kept_elites]], dim=1)
+                costs = torch.cat([costs, elite_costs[:, : config.num_kept_elites]], dim=1)
+            elite_costs, order = costs.topk(config.num_elites, dim=1, largest=False)
+            elites = candidates[rows, order]
             # An iteration with few finite costs refits to those alone.
-            order = order[torch.isfinite(elite_costs)]
-            elites = candidates[order]
-            elite_costs = elite_costs[: len(elites)]
+            weights = torch.isfinite(elite_costs).to(mean)
+            weights = (weights / weights.sum(dim=1, keepdim=True))[:, None]
+            flat = elites.flatten(2)
+            fitted = weights @ flat
+            spread = (weights @ (flat - fitted).square()).sqrt().view_as(mean)
             # The mean of clamped candidates may leave the box by a rounding error.
-            mean = bounds.clamp(torch.lerp(elites.mean(0), mean, config.momentum))
-            spread = elites.std(0, correction=0)
+            mean = bounds.clamp(torch.lerp(fitted.view_as(mean), mean, config.momentum))
             std = torch.lerp(spread, std, config.momentum).maximum(min_std)
-            best_costs.append(float(elite_costs[0]))
-        actions = elites[0] if config.return_best else mean
-        return Solution(actions, std, tuple(best_costs), num_evaluations)
+            best_costs.append(elite_costs[:, 0])
+        actions = elites[:, 0] if config.return_best else mean
+        return solutions(actions, std, best_costs, num_evaluations)
 
 
 def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
-    """Give white noise ``(N, T, A)`` a power spectrum of ``1 / f**beta`` over T; variance 1 stays.
+    """Give white noise ``(..., T, A)`` a power spectrum ``1 / f**beta`` over T; variance 1 stays.
 
     The noise is periodic in T. The mean counts as the lowest frequency, ``1 / T``, so that it
     stays finite (Timmer and Koenig, 1995).
     """
     if beta == 0:
         return white
-    horizon = white.shape[1]
+    horizon = white.shape[-2]
     frequency = torch.fft.fftfreq(horizon).abs().clamp(min=1 / horizon)
     gain = frequency ** (-beta / 2)
     gain = gain / gain.square().mean().sqrt()

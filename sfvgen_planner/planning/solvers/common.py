@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ from sfvgen_planner.errors import SfvgenError, require
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 """Costs ``(N,)`` of candidates ``(N, T, A)`` in env units; within one ``solve`` it must give the
 same candidate the same cost."""
+
+BatchCostFunction = Callable[[torch.Tensor], torch.Tensor]
+"""Costs ``(E, N)`` of candidates ``(E, N, T, A)``: N for each of E environments."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Solution:
 
 
 class Solver(Protocol):
-    """Anything that minimises a batched cost over sequences of actions.
+    """Anything that minimises a cost over sequences of actions.
 
     Solvers keep nothing between calls. A planner starts one warm with the rest of its last plan.
     """
@@ -66,6 +70,53 @@ class Solver(Protocol):
         """
 
 
+class BatchSolver(ABC):
+    """A solver of one problem, or of several environments' problems side by side."""
+
+    @abstractmethod
+    def solve_batch(
+        self,
+        cost_fn: BatchCostFunction,
+        action_space: gym.spaces.Box,
+        horizon: int,
+        seeds: Sequence[int | None],
+        initial_means: torch.Tensor | None = None,
+    ) -> list[Solution]:
+        """Minimise the cost of each of E environments, in calls for all of them.
+
+        Each solution is the one that ``solve`` finds for that environment's cost, seed and start.
+
+        Args:
+            cost_fn: of all environments at once.
+            action_space: of one environment.
+            horizon: actions in a sequence, T.
+            seeds: one for each environment.
+            initial_means: ``(E, T, A)``, where to start; see :class:`Solver`.
+
+        Raises:
+            SfvgenError: as ``solve``.
+        """
+
+    def solve(
+        self,
+        cost_fn: CostFunction,
+        action_space: gym.spaces.Box,
+        horizon: int,
+        seed: int | None = None,
+        initial_mean: torch.Tensor | None = None,
+    ) -> Solution:
+        """Minimise ``cost_fn``; see :class:`Solver`."""
+
+        def batch_cost_fn(candidates: torch.Tensor) -> torch.Tensor:
+            costs = cost_fn(candidates[0])
+            check_costs(costs, candidates.shape[1:2])
+            return costs[None]
+
+        starts = None if initial_mean is None else initial_mean[None]
+        (solution,) = self.solve_batch(batch_cost_fn, action_space, horizon, [seed], starts)
+        return solution
+
+
 class Bounds:
     """The box that actions live in: its limits, its middle and its half range ``(A,)``.
 
@@ -86,59 +137,106 @@ class Bounds:
         """The nearest actions within the box."""
         return actions.clamp(self.low, self.high)
 
-    def start(self, horizon: int, initial_mean: torch.Tensor | None) -> torch.Tensor:
-        """The sequence ``(T, A)`` that a search starts from."""
+    def start(
+        self, num_envs: int, horizon: int, initial_means: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The sequences ``(E, T, A)`` that searches start from."""
+        require(num_envs >= 1, "at least one environment is needed, got no seeds")
         require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
-        shape = (horizon, len(self.low))
-        if initial_mean is None:
+        shape = (num_envs, horizon, len(self.low))
+        if initial_means is None:
             return self.middle.expand(shape).clone()
         require(
-            tuple(initial_mean.shape) == shape,
-            f"initial_mean must have the shape {shape}, got {tuple(initial_mean.shape)}",
+            tuple(initial_means.shape) == shape,
+            f"initial_mean must have the shape {shape[1:]} for each of {num_envs} environments, "
+            f"got {tuple(initial_means.shape[1:])} for {len(initial_means)}",
         )
-        return self.clamp(initial_mean.to(torch.float32))
+        return self.clamp(initial_means.to(torch.float32))
 
     def around(self, mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Candidates ``(N, T, A)`` around the mean, from unit noise; candidate 0 is the mean."""
-        candidates = self.clamp(mean + std * noise)
-        candidates[0] = mean
+        """Candidates around the means, from unit noise; candidate 0 is the mean.
+
+        Args:
+            mean: ``(E, T, A)``.
+            std: broadcasts with it.
+            noise: ``(E, N, T, A)``, which is used up.
+        """
+        candidates = noise.mul_(std.expand_as(mean)[:, None]).add_(mean[:, None])
+        candidates = torch.clamp_(candidates, self.low, self.high)
+        candidates[:, 0] = mean
         return candidates
 
-    def sample(self, count: int, horizon: int, generator: torch.Generator) -> torch.Tensor:
-        """Uniform candidates ``(N, T, A)``; standard normal ones where the box is open."""
-        shape = (count, *self.start(horizon, None).shape)
-        noise = 2 * torch.rand(shape, generator=generator) - 1
+    def sample(
+        self, count: int, horizon: int, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        """Uniform candidates ``(E, N, T, A)``; standard normal ones where the box is open."""
+        shape = (count, horizon, len(self.low))
+        noise = 2 * torch.stack([torch.rand(shape, generator=g) for g in generators]) - 1
         if not self.bounded.all():
-            normal = torch.randn(shape, generator=generator)
-            noise = torch.where(self.bounded, noise, normal)
+            noise = torch.where(self.bounded, noise, standard_normal(shape, generators))
         return self.clamp(self.middle + self.scale * noise)
 
 
-def ranked(costs: torch.Tensor, num_candidates: int) -> torch.Tensor:
-    """Costs ``(N,)`` on the CPU, with whatever is not finite ranking last.
+def ranked(costs: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Costs ``(E, N)`` on the CPU, with whatever is not finite ranking last.
 
     Raises:
         SfvgenError: where there is not one cost for each candidate, or none is finite.
     """
+    check_costs(costs, candidates.shape[:2])
     costs = costs.detach().to("cpu", torch.float32)
-    require(
-        costs.shape == (num_candidates,),
-        f"the cost function must return one cost for each of the {num_candidates} candidates, "
-        f"got the shape {tuple(costs.shape)}",
-    )
     finite = torch.isfinite(costs)
-    require(bool(finite.any()), "no candidate has a finite cost; check the objective")
+    require(bool(finite.any(dim=1).all()), "no candidate has a finite cost; check the objective")
     return torch.where(finite, costs, torch.inf)
 
 
-def make_generator(seed: int | None) -> torch.Generator:
-    """A generator on the CPU; without a seed, every one differs."""
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+def check_costs(costs: torch.Tensor, shape: torch.Size) -> None:
+    """Refuse anything but one cost for each candidate."""
+    require(
+        costs.shape == shape,
+        "the cost function must return one cost for each of the "
+        f"{' x '.join(map(str, shape))} candidates, got the shape {tuple(costs.shape)}",
+    )
+
+
+def solutions(
+    actions: torch.Tensor,
+    stds: torch.Tensor,
+    best_costs: Sequence[torch.Tensor],
+    num_evaluations: int,
+) -> list[Solution]:
+    """Each environment's own solution.
+
+    Args:
+        actions: ``(E, T, A)``.
+        stds: ``(E, T, A)``.
+        best_costs: of each iteration, ``(E,)``.
+        num_evaluations: of each environment.
+    """
+    histories = torch.stack(list(best_costs), dim=1).tolist()
+    return [
+        Solution(own, std, tuple(history), num_evaluations)
+        for own, std, history in zip(actions, stds, histories, strict=True)
+    ]
+
+
+def make_generators(seeds: Sequence[int | None]) -> list[torch.Generator]:
+    """One generator on the CPU for each environment; without a seed, every one differs."""
+    generators = [torch.Generator() for _ in seeds]
+    for generator, seed in zip(generators, seeds, strict=True):
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+    return generators
+
+
+def standard_normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Noise ``(E, *shape)``, each environment's from its own generator."""
+    noise = torch.empty(len(generators), *shape)
+    for own, generator in zip(noise, generators, strict=True):
+        own.normal_(generator=generator)
+    return noise
 
 
 def check_counts(config: object, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -9,13 +10,17 @@ import torch
 
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.planning.solvers.common import (
+    BatchCostFunction,
+    BatchSolver,
     Bounds,
-    CostFunction,
     Solution,
+    check_costs,
     check_counts,
     check_spreads,
-    make_generator,
+    make_generators,
     ranked,
+    solutions,
+    standard_normal,
 )
 
 
@@ -30,8 +35,8 @@ class GradientConfig:
         num_iterations: evaluations of every start, with a step between each and the next.
         learning_rate: about the length of the first steps.
         initial_std: spread of the starts around the first one; 0 or more.
-        max_batch_size: candidates in one call of the cost function, which bounds the memory that
-            the gradients need; all by default.
+        max_batch_size: candidates in one call of the cost function, those of all environments
+            together, which bounds the memory that the gradients need; all by default.
     """
 
     num_samples: int = 8
@@ -51,7 +56,7 @@ class GradientConfig:
             check_counts(self, "max_batch_size")
 
 
-class Gradient:
+class Gradient(BatchSolver):
     """Projected Adam (Kingma and Ba, 2015) on several action sequences; the best one seen counts.
 
     Each step is followed by clamping to the action space, so an optimum on its border is reached.
@@ -62,52 +67,56 @@ class Gradient:
     def __init__(self, config: GradientConfig | None = None) -> None:
         self.config = config or GradientConfig()
 
-    def solve(
+    def solve_batch(
         self,
-        cost_fn: CostFunction,
+        cost_fn: BatchCostFunction,
         action_space: gym.spaces.Box,
         horizon: int,
-        seed: int | None = None,
-        initial_mean: torch.Tensor | None = None,
-    ) -> Solution:
-        """Minimise ``cost_fn``; see :class:`Solver`.
+        seeds: Sequence[int | None],
+        initial_means: torch.Tensor | None = None,
+    ) -> list[Solution]:
+        """Minimise the cost of each environment; see :class:`BatchSolver`.
 
         Raises:
             SfvgenError: also where the costs carry no gradient.
         """
         config = self.config
         bounds = Bounds(action_space)
-        mean = bounds.start(horizon, initial_mean)
-        noise = torch.randn(config.num_samples, *mean.shape, generator=make_generator(seed))
-        candidates = bounds.around(mean, config.initial_std * bounds.scale, noise)
+        start = bounds.start(len(seeds), horizon, initial_means)
+        noise = standard_normal((config.num_samples, *start.shape[1:]), make_generators(seeds))
+        candidates = bounds.around(start, config.initial_std * bounds.scale, noise)
         # In half ranges, so that one learning rate suits all actions.
         offsets = (candidates - bounds.middle) / bounds.scale
         optimiser = torch.optim.Adam([offsets], lr=config.learning_rate)
-        best, best_cost = mean, float("inf")
+        rows = torch.arange(len(seeds))
+        best, best_cost = start, torch.full((len(seeds),), torch.inf)
         best_costs = []
         for _ in range(config.num_iterations):
             costs, gradients = self._gradients(cost_fn, candidates)
-            lowest, index = costs.min(0)
-            best_costs.append(float(lowest))
-            if best_costs[-1] < best_cost:
-                best, best_cost = candidates[index], best_costs[-1]
+            lowest, index = costs.min(dim=1)
+            best_costs.append(lowest)
+            is_better = (lowest < best_cost)[:, None, None]
+            best = torch.where(is_better, candidates[rows, index], best)
+            best_cost = best_cost.minimum(lowest)
             offsets.grad = gradients * bounds.scale
             optimiser.step()
             candidates = bounds.clamp(bounds.middle + bounds.scale * offsets)
             offsets.copy_((candidates - bounds.middle) / bounds.scale)
-        num_evaluations = config.num_samples * config.num_iterations
-        std = candidates.std(0, correction=0)
-        return Solution(best, std, tuple(best_costs), num_evaluations)
+        std = candidates.std(1, correction=0)
+        return solutions(best, std, best_costs, config.num_samples * config.num_iterations)
 
     def _gradients(
-        self, cost_fn: CostFunction, candidates: torch.Tensor
+        self, cost_fn: BatchCostFunction, candidates: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Costs ``(N,)`` and their gradients ``(N, T, A)``."""
+        """Costs ``(E, N)`` and their gradients ``(E, N, T, A)``."""
         costs, gradients = [], []
-        for batch in candidates.split(self.config.max_batch_size or len(candidates)):
+        num_envs, num_samples = candidates.shape[:2]
+        size = max(1, (self.config.max_batch_size or num_envs * num_samples) // num_envs)
+        for batch in candidates.split(size, dim=1):
             with torch.enable_grad():
                 inputs = batch.clone().requires_grad_()
                 batch_costs = cost_fn(inputs)
+                check_costs(batch_costs, inputs.shape[:2])
                 gradient = None
                 if batch_costs.requires_grad:
                     (gradient,) = torch.autograd.grad(batch_costs.sum(), inputs, allow_unused=True)
@@ -119,4 +128,4 @@ class Gradient:
                 )
             costs.append(batch_costs.detach())
             gradients.append(gradient.nan_to_num(0, 0, 0))
-        return ranked(torch.cat(costs), len(candidates)), torch.cat(gradients)
+        return ranked(torch.cat(costs, dim=1), candidates), torch.cat(gradients, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -9,13 +10,16 @@ import torch
 
 from sfvgen_planner.errors import require
 from sfvgen_planner.planning.solvers.common import (
+    BatchCostFunction,
+    BatchSolver,
     Bounds,
-    CostFunction,
     Solution,
     check_counts,
     check_spreads,
-    make_generator,
+    make_generators,
     ranked,
+    solutions,
+    standard_normal,
 )
 
 
@@ -50,7 +54,7 @@ class MPPIConfig:
         check_spreads(self.min_std, self.initial_std)
 
 
-class MPPI:
+class MPPI(BatchSolver):
     """Mean of the candidates, weighted by ``exp(-(cost - lowest cost) / temperature)``.
 
     Information-theoretic MPC (Williams et al., 2017, Algorithm 2). The paper's control cost is
@@ -61,32 +65,32 @@ class MPPI:
     def __init__(self, config: MPPIConfig | None = None) -> None:
         self.config = config or MPPIConfig()
 
-    def solve(
+    def solve_batch(
         self,
-        cost_fn: CostFunction,
+        cost_fn: BatchCostFunction,
         action_space: gym.spaces.Box,
         horizon: int,
-        seed: int | None = None,
-        initial_mean: torch.Tensor | None = None,
-    ) -> Solution:
-        """Minimise ``cost_fn``; see :class:`Solver`."""
+        seeds: Sequence[int | None],
+        initial_means: torch.Tensor | None = None,
+    ) -> list[Solution]:
+        """Minimise the cost of each environment; see :class:`BatchSolver`."""
         config = self.config
         bounds = Bounds(action_space)
-        generator = make_generator(seed)
-        mean = bounds.start(horizon, initial_mean)
+        generators = make_generators(seeds)
+        mean = bounds.start(len(seeds), horizon, initial_means)
         max_std = config.initial_std * bounds.scale.expand_as(mean)
         min_std = config.min_std * bounds.scale.expand_as(mean)
         std = max_std
         best_costs = []
         for _ in range(config.num_iterations):
-            noise = torch.randn(config.num_samples, *mean.shape, generator=generator)
+            noise = standard_normal((config.num_samples, *mean.shape[1:]), generators)
             candidates = bounds.around(mean, std, noise)
-            costs = ranked(cost_fn(candidates), len(candidates))
-            lowest = costs.min()
-            weights = torch.softmax((lowest - costs) / config.temperature, dim=0)
-            mean = bounds.clamp(torch.tensordot(weights, candidates, dims=1))
-            variance = torch.tensordot(weights, (candidates - mean).square(), dims=1)
-            std = variance.sqrt().clamp(min_std, max_std)
-            best_costs.append(float(lowest))
-        num_evaluations = config.num_samples * config.num_iterations
-        return Solution(mean, std, tuple(best_costs), num_evaluations)
+            costs = ranked(cost_fn(candidates), candidates)
+            lowest = costs.amin(dim=1, keepdim=True)
+            weights = torch.softmax((lowest - costs) / config.temperature, dim=1)[:, None]
+            flat = candidates.flatten(2)
+            mean = bounds.clamp((weights @ flat).view_as(mean))
+            variance = weights @ (flat - mean.flatten(1)[:, None]).square()
+            std = variance.view_as(mean).sqrt().clamp(min_std, max_std)
+            best_costs.append(lowest[:, 0])
+        return solutions(mean, std, best_costs, config.num_samples * config.num_iterations)

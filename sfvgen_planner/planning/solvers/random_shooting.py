@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
 import torch
 
 from sfvgen_planner.planning.solvers.common import (
+    BatchCostFunction,
+    BatchSolver,
     Bounds,
-    CostFunction,
     Solution,
     check_counts,
-    make_generator,
+    make_generators,
     ranked,
+    solutions,
 )
 
 
@@ -27,26 +30,30 @@ class RandomShootingConfig:
         check_counts(self, "num_samples")
 
 
-class RandomShooting:
+class RandomShooting(BatchSolver):
     """The best of uniform samples (standard normal where the space is unbounded): the baseline."""
 
     def __init__(self, config: RandomShootingConfig | None = None) -> None:
         self.config = config or RandomShootingConfig()
 
-    def solve(
+    def solve_batch(
         self,
-        cost_fn: CostFunction,
+        cost_fn: BatchCostFunction,
         action_space: gym.spaces.Box,
         horizon: int,
-        seed: int | None = None,
-        initial_mean: torch.Tensor | None = None,
-    ) -> Solution:
-        """Minimise ``cost_fn``; a given ``initial_mean`` is candidate 0. See :class:`Solver`."""
+        seeds: Sequence[int | None],
+        initial_means: torch.Tensor | None = None,
+    ) -> list[Solution]:
+        """Minimise the cost of each environment; given ``initial_means`` are candidates 0.
+
+        See :class:`BatchSolver`.
+        """
         bounds = Bounds(action_space)
-        candidates = bounds.sample(self.config.num_samples, horizon, make_generator(seed))
-        if initial_mean is not None:
-            candidates[0] = bounds.start(horizon, initial_mean)
-        costs = ranked(cost_fn(candidates), len(candidates))
-        best = int(costs.argmin())
-        std = candidates.std(0, correction=0)
-        return Solution(candidates[best], std, (float(costs[best]),), len(candidates))
+        start = bounds.start(len(seeds), horizon, initial_means)
+        candidates = bounds.sample(self.config.num_samples, horizon, make_generators(seeds))
+        if initial_means is not None:
+            candidates[:, 0] = start
+        lowest, best = ranked(cost_fn(candidates), candidates).min(dim=1)
+        actions = candidates[torch.arange(len(seeds)), best]
+        std = candidates.std(1, correction=0)
+        return solutions(actions, std, [lowest], candidates.shape[1])
