@@ -1,27 +1,31 @@
-"""Time per plan of every solver, and its ratio to a bare loop of the same rollouts, as JSON.
+"""What a solver costs beside its rollouts: time per plan over that of a bare loop.
 
-The dynamics are linear and cheap, so what is measured is the solver's own work. The floor of a
-solver draws, for each of its calls of the cost function, as many candidates in one line and rolls
-them out; for the gradient solver it also computes the gradient. The MPPI of the pytorch-mppi
-package is measured too where it is installed. All are timed in turn, round after round, and the
-medians are compared.
+Two dynamics are planned in: linear ones, next to nothing, where all that a solver does shows, and a
+small network, as cheap as learned dynamics get. The floor of a solver draws, for each of its calls
+of the cost function, as many candidates in one line and rolls them out, those of all environments
+in one batch; for the gradient solver it also computes the gradient. Planners of pytorch-mppi and
+TorchRL are measured on the same problems where they are installed. All are timed in turn, round
+after round; a ratio is that of one round.
+
+    python benchmarks/solver_overhead.py --out results/solvers.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
+from tqdm import tqdm
 
+from sfvgen_planner.evaluation.results import Figure, merge_figures
 from sfvgen_planner.planning import (
     CEM,
     ICEM,
@@ -33,78 +37,114 @@ from sfvgen_planner.planning import (
     MPPIConfig,
     RandomShooting,
     RandomShootingConfig,
-    Solver,
 )
+from sfvgen_planner.planning.solvers import BatchSolver
 
 HORIZON = 20
 ACTION_SIZE = 4
+HIDDEN_SIZE = 64
 NUM_SAMPLES = 512
+NUM_ELITES = 64
 NUM_ITERATIONS = 4
+TEMPERATURE = 0.1
+NUM_ENVS = (1, 16)
 SPACE = gym.spaces.Box(-1, 1, (ACTION_SIZE,))
-SOLVERS: dict[str, Solver] = {
+SOLVERS: dict[str, BatchSolver] = {
     "random_shooting": RandomShooting(RandomShootingConfig(NUM_SAMPLES)),
-    "cem": CEM(CEMConfig(NUM_SAMPLES, num_elites=64, num_iterations=NUM_ITERATIONS)),
-    "icem": ICEM(ICEMConfig(NUM_SAMPLES, num_elites=64, num_iterations=NUM_ITERATIONS)),
-    "mppi": MPPI(MPPIConfig(NUM_SAMPLES, NUM_ITERATIONS)),
+    "cem": CEM(CEMConfig(NUM_SAMPLES, NUM_ELITES, NUM_ITERATIONS)),
+    "icem": ICEM(ICEMConfig(NUM_SAMPLES, NUM_ELITES, NUM_ITERATIONS)),
+    "mppi": MPPI(MPPIConfig(NUM_SAMPLES, NUM_ITERATIONS, TEMPERATURE)),
     "gradient": Gradient(GradientConfig(NUM_SAMPLES, NUM_ITERATIONS)),
 }
+OURS = "sfvgen-planner"
+
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""The next states ``(..., A)`` from states and actions of that shape."""
+Plan = Callable[[], object]
 
 
-def step(state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """The next states ``(N, A)``."""
+def linear(state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """Dynamics that cost next to nothing."""
     return 0.9 * state + 0.1 * action
 
 
-def state_cost(state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """Costs ``(N,)`` of one step."""
+def network() -> Step:
+    """Dynamics of a network with two hidden layers."""
+    torch.manual_seed(0)
+    sizes = (2 * ACTION_SIZE, HIDDEN_SIZE, HIDDEN_SIZE, ACTION_SIZE)
+    first, second, third = (
+        torch.randn(inputs, outputs) / inputs**0.5 for inputs, outputs in pairwise(sizes)
+    )
+
+    def step(state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(torch.cat([state, action], dim=-1) @ first)
+        return state + 0.1 * torch.tanh(hidden @ second) @ third
+
+    return step
+
+
+DYNAMICS: dict[str, Step] = {"linear": linear, "network": network()}
+
+
+def state_cost(state: torch.Tensor) -> torch.Tensor:
+    """Costs ``(...)`` of states ``(..., A)``."""
     return state.square().sum(-1)
 
 
-def cost(actions: torch.Tensor) -> torch.Tensor:
-    """Costs ``(N,)`` of candidates ``(N, T, A)``."""
-    state = torch.ones(len(actions), ACTION_SIZE)
-    total = torch.zeros(len(actions))
-    for action in actions.unbind(1):
+def cost(step: Step, actions: torch.Tensor) -> torch.Tensor:
+    """Costs ``(...)`` of candidates ``(..., T, A)``, from a state of ones."""
+    state = torch.ones_like(actions[..., 0, :])
+    total = torch.zeros(actions.shape[:-2])
+    for action in actions.unbind(-2):
         state = step(state, action)
-        total = total + state_cost(state, action)
+        total = total + state_cost(state)
     return total
 
 
-def floor(sizes: list[int], with_gradient: bool) -> None:
+def floor(step: Step, num_envs: int, sizes: list[int], with_gradient: bool) -> None:
     """The same rollouts with nothing around them."""
     for size in sizes:
-        actions = torch.randn(size, HORIZON, ACTION_SIZE, requires_grad=with_gradient)
-        costs = cost(actions)
+        actions = torch.randn(num_envs, size, HORIZON, ACTION_SIZE, requires_grad=with_gradient)
+        costs = cost(step, actions)
         if with_gradient:
             torch.autograd.grad(costs.sum(), actions)
 
 
-def batch_sizes(solver: Solver) -> list[int]:
-    """Candidates in each call that a solver makes of the cost function."""
+def batch_sizes(solver: BatchSolver) -> list[int]:
+    """Candidates of one environment in each call that a solver makes of the cost function."""
     sizes = []
 
     def spy(actions: torch.Tensor) -> torch.Tensor:
         sizes.append(len(actions))
-        return cost(actions)
+        return cost(linear, actions)
 
     solver.solve(spy, SPACE, HORIZON, seed=0)
     return sizes
 
 
-def pytorch_mppi() -> Callable[[], None] | None:
-    """A plan of pytorch-mppi with the same rollouts; None where it is not installed."""
+def our_plans(step: Step, num_envs: int) -> Iterator[tuple[str, str, Plan]]:
+    """Solver, library and a plan for each environment."""
+    seeds = range(num_envs)
+    for name, solver in SOLVERS.items():
+        yield name, OURS, partial(solver.solve_batch, partial(cost, step), SPACE, HORIZON, seeds)
+
+
+def pytorch_mppi_plans(step: Step, num_envs: int) -> Iterator[tuple[str, str, Plan]]:
+    """The MPPI of pytorch-mppi, which plans for one environment."""
     try:
         from pytorch_mppi import MPPI as PeerMPPI  # noqa: N811
     except ImportError:
-        return None
+        return
+    if num_envs > 1:
+        return
     peer = PeerMPPI(
         step,
-        state_cost,
+        lambda state, action: state_cost(state),
         ACTION_SIZE,
         noise_sigma=0.25 * torch.eye(ACTION_SIZE),
         num_samples=NUM_SAMPLES,
         horizon=HORIZON,
-        lambda_=0.1,
+        lambda_=TEMPERATURE,
         u_min=-torch.ones(ACTION_SIZE),
         u_max=torch.ones(ACTION_SIZE),
     )
@@ -113,58 +153,135 @@ def pytorch_mppi() -> Callable[[], None] | None:
         for _ in range(NUM_ITERATIONS):
             peer.command(torch.ones(ACTION_SIZE), shift_nominal_trajectory=False)
 
-    return plan
+    yield "mppi", "pytorch-mppi", plan
 
 
-def measure(num_repeats: int, num_threads: int) -> dict[str, object]:
-    """Time all solvers and their floors in turn, and return the figures."""
-    torch.set_num_threads(num_threads)
-    plans: dict[str, Callable[[], object]] = {}
-    for name, solver in SOLVERS.items():
-        plans[name] = partial(solver.solve, cost, SPACE, HORIZON, seed=0)
-        plans[f"{name}_floor"] = partial(floor, batch_sizes(solver), name == "gradient")
-    peer = pytorch_mppi()
-    if peer is not None:
-        plans["pytorch_mppi"] = peer
-        plans["pytorch_mppi_floor"] = plans["mppi_floor"]
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
-    for repeat in range(num_repeats + 1):
-        for name, plan in plans.items():
-            start = time.perf_counter()
-            plan()
-            if repeat > 0:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        "name": "solver_overhead",
-        "solvers": {
-            name: {
-                "seconds": median,
-                "floor_seconds": medians[f"{name}_floor"],
-                "ratio": median / medians[f"{name}_floor"],
-            }
-            for name, median in medians.items()
-            if not name.endswith("_floor")
-        },
-        "pytorch_mppi": "not installed: skipped" if peer is None else version("pytorch-mppi"),
-        "horizon": HORIZON,
-        "num_samples": NUM_SAMPLES,
-        "num_iterations": NUM_ITERATIONS,
-        "action_size": ACTION_SIZE,
-        "num_repeats": num_repeats,
-        "num_threads": num_threads,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, PyTorch {torch.__version__}",
+def torchrl_plans(step: Step, num_envs: int) -> Iterator[tuple[str, str, Plan]]:
+    """The CEM and MPPI planners of TorchRL."""
+    try:
+        from tensordict import TensorDict
+        from tensordict.nn import TensorDictModule
+        from torchrl.data import Composite, Unbounded
+        from torchrl.envs import ModelBasedEnvBase
+        from torchrl.modules import CEMPlanner, MPPIPlanner, WorldModelWrapper
+        from torchrl.objectives.value import TDLambdaEstimator
+    except ImportError:
+        return
+
+    class World(ModelBasedEnvBase):
+        """The same dynamics and costs."""
+
+        def __init__(self) -> None:
+            super().__init__(
+                WorldModelWrapper(
+                    TensorDictModule(step, in_keys=["state", "action"], out_keys=["state"]),
+                    TensorDictModule(
+                        lambda state: -state_cost(state)[..., None],
+                        in_keys=["state"],
+                        out_keys=["reward"],
+                    ),
+                ),
+                batch_size=[],
+            )
+            numbers = Unbounded((ACTION_SIZE,))
+            self.observation_spec = Composite(state=numbers)
+            self.state_spec = Composite(state=numbers.clone())
+            self.action_spec = numbers.clone()
+            self.reward_spec = Unbounded((1,))
+            # A planner steps as many copies as it has candidates.
+            self._batch_locked = False
+
+        def _reset(self, tensordict: Any) -> Any:
+            return TensorDict({"state": torch.ones(ACTION_SIZE)}, [])
+
+    world = World()
+    no_value = TensorDictModule(
+        lambda state: torch.zeros_like(state[..., :1]), in_keys=["state"], out_keys=["state_value"]
+    )
+    planners = {
+        "cem": CEMPlanner(world, HORIZON, NUM_ITERATIONS, NUM_SAMPLES, NUM_ELITES),
+        "mppi": MPPIPlanner(
+            world,
+            TDLambdaEstimator(gamma=1.0, lmbda=1.0, value_network=no_value),
+            TEMPERATURE,
+            HORIZON,
+            NUM_ITERATIONS,
+            NUM_SAMPLES,
+            NUM_ELITES,
+        ),
     }
+    for name, planner in planners.items():
+        yield name, "torchrl", partial(_torchrl_plan, planner, world, num_envs)
+
+
+def _torchrl_plan(planner: Any, world: Any, num_envs: int) -> None:
+    planner(world.reset().expand(num_envs).clone())
+
+
+def measure(num_rounds: int) -> Iterator[Figure]:
+    """Time all planners and their floors in turn."""
+    libraries = (our_plans, pytorch_mppi_plans, torchrl_plans)
+    for dynamics, step in DYNAMICS.items():
+        for num_envs in NUM_ENVS:
+            plans = [found for plans in libraries for found in plans(step, num_envs)]
+            floors = {
+                name: partial(floor, step, num_envs, batch_sizes(solver), name == "gradient")
+                for name, solver in SOLVERS.items()
+            }
+            rounds = tqdm(range(num_rounds + 1), f"{dynamics}, {num_envs} environments")
+            # The first round warms up.
+            times = np.array([_round(plans, floors) for _ in rounds])[1:]
+            for (name, library, _), seconds, bare in zip(
+                plans, *times.transpose(1, 2, 0), strict=True
+            ):
+                for figure, values, unit in (
+                    ("overhead_ratio", seconds / bare, "1"),
+                    ("seconds_per_plan", seconds, "s"),
+                ):
+                    yield Figure.measured(
+                        figure,
+                        values,
+                        unit,
+                        range(num_rounds),
+                        solver=name,
+                        library=library,
+                        num_envs=num_envs,
+                        dynamics=dynamics,
+                        horizon=HORIZON,
+                        num_samples=NUM_SAMPLES,
+                        num_iterations=NUM_ITERATIONS,
+                        num_threads=torch.get_num_threads(),
+                    )
+
+
+def _round(
+    plans: list[tuple[str, str, Plan]], floors: dict[str, Plan]
+) -> tuple[list[float], list[float]]:
+    """Seconds of each plan, and of its floor right after it."""
+    pairs = [(_seconds(plan), _seconds(floors[name])) for name, _, plan in plans]
+    seconds, bare = zip(*pairs, strict=True)
+    return list(seconds), list(bare)
+
+
+def _seconds(work: Plan) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def main() -> None:
-    """Parse the command line and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-repeats", type=int, default=200)
-    parser.add_argument("--num-threads", type=int, default=1)
+    """Parse the command line, measure and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results/solvers.json"))
+    parser.add_argument("--num-rounds", type=int, default=30)
     arguments = parser.parse_args()
-    print(json.dumps(measure(**vars(arguments)), indent=2))
+    torch.set_num_threads(1)
+    for figure in measure(arguments.num_rounds):
+        merge_figures(arguments.out, [figure])
+        if figure.name == "overhead_ratio":
+            low, high = figure.ci95
+            told = " ".join(str(figure.fields[key]) for key in ("solver", "library", "dynamics"))
+            print(f"{told} {figure.fields['num_envs']}: {figure.value:.2f} [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":

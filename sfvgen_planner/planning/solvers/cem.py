@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,10 +144,14 @@ def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
     """
     if beta == 0:
         return white
-    horizon = white.shape[-2]
+    return torch.einsum("st,...ta->...sa", _filter(white.shape[-2], beta), white).contiguous()
+
+
+@functools.cache
+def _filter(horizon: int, beta: float) -> torch.Tensor:
+    """The colouring as a matrix ``(T, T)``: over a planner's horizon faster than transforming."""
     frequency = torch.fft.fftfreq(horizon).abs().clamp(min=1 / horizon)
     gain = frequency ** (-beta / 2)
     gain = gain / gain.square().mean().sqrt()
-    # As a matrix the filter is faster, over a planner's horizon, than transforming the candidates.
     impulses = torch.fft.fft(torch.eye(horizon), dim=0)
-    return torch.fft.ifft(gain[:, None] * impulses, dim=0).real.contiguous() @ white
+    return torch.fft.ifft(gain[:, None] * impulses, dim=0).real.contiguous()

@@ -134,8 +134,12 @@ class Bounds:
         self.middle = self.clamp(middle)
 
     def clamp(self, actions: torch.Tensor) -> torch.Tensor:
-        """The nearest actions within the box."""
-        return actions.clamp(self.low, self.high)
+        """The nearest actions ``(..., A)`` within the box."""
+        # Limits as large as a sequence are several times faster than a handful of numbers.
+        low, high = (
+            limit.expand(actions.shape[-2:]).contiguous() for limit in (self.low, self.high)
+        )
+        return actions.clamp(low, high)
 
     def start(
         self, num_envs: int, horizon: int, initial_means: torch.Tensor | None
@@ -161,8 +165,7 @@ class Bounds:
             std: broadcasts with it.
             noise: ``(E, N, T, A)``, which is used up.
         """
-        candidates = noise.mul_(std.expand_as(mean)[:, None]).add_(mean[:, None])
-        candidates = torch.clamp_(candidates, self.low, self.high)
+        candidates = self.clamp(noise.mul_(std.expand_as(mean)[:, None]).add_(mean[:, None]))
         candidates[:, 0] = mean
         return candidates
 
@@ -197,6 +200,13 @@ def check_costs(costs: torch.Tensor, shape: torch.Size) -> None:
         "the cost function must return one cost for each of the "
         f"{' x '.join(map(str, shape))} candidates, got the shape {tuple(costs.shape)}",
     )
+
+
+def spread(candidates: torch.Tensor) -> torch.Tensor:
+    """Standard deviation ``(E, T, A)`` of candidates ``(E, N, T, A)``."""
+    # An order of magnitude faster than torch.std.
+    deviation = candidates - candidates.mean(dim=1, keepdim=True)
+    return deviation.square().mean(dim=1).sqrt()
 
 
 def solutions(

@@ -20,6 +20,7 @@ from sfvgen_planner.planning.solvers.common import (
     make_generators,
     ranked,
     solutions,
+    spread,
     standard_normal,
 )
 
@@ -102,8 +103,8 @@ class Gradient(BatchSolver):
             optimiser.step()
             candidates = bounds.clamp(bounds.middle + bounds.scale * offsets)
             offsets.copy_((candidates - bounds.middle) / bounds.scale)
-        std = candidates.std(1, correction=0)
-        return solutions(best, std, best_costs, config.num_samples * config.num_iterations)
+        num_evaluations = config.num_samples * config.num_iterations
+        return solutions(best, spread(candidates), best_costs, num_evaluations)
 
     def _gradients(
         self, cost_fn: BatchCostFunction, candidates: torch.Tensor

@@ -17,6 +17,7 @@ from sfvgen_planner.planning.solvers.common import (
     make_generators,
     ranked,
     solutions,
+    spread,
 )
 
 
@@ -55,5 +56,4 @@ class RandomShooting(BatchSolver):
             candidates[:, 0] = start
         lowest, best = ranked(cost_fn(candidates), candidates).min(dim=1)
         actions = candidates[torch.arange(len(seeds)), best]
-        std = candidates.std(1, correction=0)
-        return solutions(actions, std, [lowest], candidates.shape[1])
+        return solutions(actions, spread(candidates), [lowest], candidates.shape[1])
