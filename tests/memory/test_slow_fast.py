@@ -166,6 +166,19 @@ def test_memories_are_written_near_pure_noise_without_any_condition(model, monke
         assert not context_given.any()
 
 
+def test_a_stage_may_average_fewer_noise_draws_than_the_memory_does_in_use(model):
+    settings = recipe(stage={"num_noise_draws": 1})
+    (stage,) = settings.stages
+    draw = LoopBatches(TABLE, model, settings, stage)
+    writes, _ = draw.draw(2, torch.Generator().manual_seed(0))
+    assert writes.timesteps.shape == (2, 1, stage.num_memories)
+    assert len(writes.noise[0, 0]) == stage.num_memories
+    config = settings.training_config(stage)
+    objective = SlowFastObjective(model, Adapters(model, config), config)
+    assert objective.write(writes)
+    assert settings.memory_config == replace(config, num_noise_draws=2)
+
+
 def test_ordinary_samples_are_imagined_without_memory(model):
     """Their loss is that of slow learning alone, whatever the memories hold."""
     settings = recipe()
@@ -184,8 +197,11 @@ def test_ordinary_samples_are_imagined_without_memory(model):
     assert loss == pytest.approx((total / (counted.sum() + plain_counted.sum())).item(), rel=1e-5)
 
 
-def test_adapters_alone_can_be_trained(model, tmp_path):
-    settings = recipe(stage={"adapters_only": True, "optimisation": optimisation(batch_size=12)})
+@pytest.mark.parametrize("second_order", [False, True])
+def test_adapters_alone_can_be_trained(model, tmp_path, second_order):
+    stage = {"adapters_only": True, "second_order": second_order}
+    settings = recipe(stage={**stage, "optimisation": optimisation(batch_size=12)})
+    settings = settings.model_copy(update={"memory": settings.memory | {"instruction_code": True}})
     run(model, settings, tmp_path, TABLE)
     fresh = tiny_world_model(denoiser="transformer").unet.state_dict()
     changed = set()
@@ -194,7 +210,8 @@ def test_adapters_alone_can_be_trained(model, tmp_path):
             changed.add(name.split(".lora_")[1].split(".")[0])
         else:
             assert torch.equal(value, fresh[name.replace(".base_layer", "")])
-    assert changed == {"A", "B", "position_code", "time_scale", "time_shift"}
+    codes = {"position_code", "time_scale", "time_shift"}
+    assert changed == {"A", "B", "instruction_scale", "instruction_shift", *codes}
 
 
 def test_stored_memories_stay_for_a_round(model):
