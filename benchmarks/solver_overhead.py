@@ -3,9 +3,10 @@
 Two dynamics are planned in: linear ones, next to nothing, where all that a solver does shows, and a
 small network, as cheap as learned dynamics get. The floor of a solver draws, for each of its calls
 of the cost function, as many candidates in one line and rolls them out, those of all environments
-in one batch; for the gradient solver it also computes the gradient. Planners of pytorch-mppi and
-TorchRL are measured on the same problems where they are installed. All are timed in turn, round
-after round; a ratio is that of one round.
+in one batch; the solvers take them in batches of `MAX_BATCH_SIZE`. For the gradient solver the
+floor also computes the gradient. Planners of pytorch-mppi and TorchRL are measured on the same
+problems where they are installed. All are timed in turn, round after round; a ratio is that of one
+round.
 
     python benchmarks/solver_overhead.py --out results/solvers.json
 """
@@ -47,14 +48,20 @@ NUM_SAMPLES = 512
 NUM_ELITES = 64
 NUM_ITERATIONS = 4
 TEMPERATURE = 0.1
+MAX_BATCH_SIZE = 1024
 NUM_ENVS = (1, 16)
 SPACE = gym.spaces.Box(-1, 1, (ACTION_SIZE,))
+_CEM = {"num_samples": NUM_SAMPLES, "num_elites": NUM_ELITES, "num_iterations": NUM_ITERATIONS}
 SOLVERS: dict[str, BatchSolver] = {
-    "random_shooting": RandomShooting(RandomShootingConfig(NUM_SAMPLES)),
-    "cem": CEM(CEMConfig(NUM_SAMPLES, NUM_ELITES, NUM_ITERATIONS)),
-    "icem": ICEM(ICEMConfig(NUM_SAMPLES, NUM_ELITES, NUM_ITERATIONS)),
-    "mppi": MPPI(MPPIConfig(NUM_SAMPLES, NUM_ITERATIONS, TEMPERATURE)),
-    "gradient": Gradient(GradientConfig(NUM_SAMPLES, NUM_ITERATIONS)),
+    "random_shooting": RandomShooting(RandomShootingConfig(NUM_SAMPLES, MAX_BATCH_SIZE)),
+    "cem": CEM(CEMConfig(**_CEM, max_batch_size=MAX_BATCH_SIZE)),
+    "icem": ICEM(ICEMConfig(**_CEM, max_batch_size=MAX_BATCH_SIZE)),
+    "mppi": MPPI(
+        MPPIConfig(NUM_SAMPLES, NUM_ITERATIONS, TEMPERATURE, max_batch_size=MAX_BATCH_SIZE)
+    ),
+    "gradient": Gradient(
+        GradientConfig(NUM_SAMPLES, NUM_ITERATIONS, max_batch_size=MAX_BATCH_SIZE)
+    ),
 }
 OURS = "sfvgen-planner"
 
@@ -250,6 +257,7 @@ def measure(num_rounds: int) -> Iterator[Figure]:
                         horizon=HORIZON,
                         num_samples=NUM_SAMPLES,
                         num_iterations=NUM_ITERATIONS,
+                        max_batch_size=MAX_BATCH_SIZE if library == OURS else None,
                         num_threads=torch.get_num_threads(),
                     )
 

@@ -1,5 +1,7 @@
 """What every solver promises, on a double integrator whose optimum is known."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -159,6 +161,8 @@ def test_an_action_that_cannot_move_stays(solver):
         (GradientConfig, {"learning_rate": 0.0}),
         (GradientConfig, {"initial_std": -0.1}),
         (GradientConfig, {"max_batch_size": 0}),
+        (CEMConfig, {"max_batch_size": 0}),
+        (MPPIConfig, {"max_batch_size": 0}),
     ],
 )
 def test_bad_settings_are_refused(config, bad):
@@ -189,6 +193,24 @@ def test_environments_are_solved_side_by_side_as_each_is_alone(solver, space):
         assert torch.allclose(solution.std, alone.std, atol=1e-5)
         assert solution.best_costs == pytest.approx(alone.best_costs, rel=1e-4, abs=1e-6)
         assert solution.num_evaluations == alone.num_evaluations
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_a_batch_in_pieces_finds_the_same(solver):
+    sizes = []
+
+    def cost_fn(actions):
+        sizes.append(actions.shape[0] * actions.shape[1])
+        return (actions - torch.tensor([0.1, -0.2])[:, None, None, None]).square().sum((2, 3))
+
+    whole = solver.solve_batch(cost_fn, BOUNDED, 3, [0, 1])
+    evaluated = sum(sizes)
+    sizes.clear()
+    limited = type(solver)(replace(solver.config, max_batch_size=7))
+    for solution, same in zip(limited.solve_batch(cost_fn, BOUNDED, 3, [0, 1]), whole, strict=True):
+        assert torch.allclose(solution.actions, same.actions, atol=1e-6)
+    assert max(sizes) == 6
+    assert sum(sizes) == evaluated
 
 
 @pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)

@@ -17,8 +17,8 @@ from sfvgen_planner.planning.solvers.common import (
     Solution,
     check_counts,
     check_spreads,
+    evaluate,
     make_generators,
-    ranked,
     solutions,
     standard_normal,
 )
@@ -44,6 +44,9 @@ class CEMConfig:
         noise_beta: the noise along the horizon has a power spectrum of ``1 / f**noise_beta``:
             0 is white, and the larger it is the smoother are the candidates.
         return_best: return the best candidate of the last iteration rather than the mean.
+        max_batch_size: candidates in one call of the cost function, those of all environments
+            together; all by default. Where the rollouts are cheap, batches that fit into the
+            processor's cache are faster.
     """
 
     num_samples: int = 64
@@ -56,6 +59,7 @@ class CEMConfig:
     population_decay: float = 1.0
     noise_beta: float = 0.0
     return_best: bool = False
+    max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         require(self.num_samples >= 2, f"num_samples must be at least 2, got {self.num_samples}")
@@ -63,7 +67,7 @@ class CEMConfig:
             2 <= self.num_elites <= self.num_samples,
             f"num_elites must be from 2 to num_samples={self.num_samples}, got {self.num_elites}",
         )
-        check_counts(self, "num_iterations", "population_decay")
+        check_counts(self, "num_iterations", "population_decay", "max_batch_size")
         check_spreads(self.min_std, self.initial_std)
         require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         require(
@@ -115,7 +119,7 @@ class CEM(BatchSolver):
             shape = (config.population(iteration), *mean.shape[1:])
             noise = coloured(standard_normal(shape, generators), config.noise_beta)
             candidates = bounds.around(mean, std, noise)
-            costs = ranked(cost_fn(candidates), candidates)
+            costs = evaluate(cost_fn, candidates, config.max_batch_size)
             num_evaluations += shape[0]
             if iteration and config.num_kept_elites:
                 candidates = torch.cat([candidates, elites[:, : config.num_kept_elites]], dim=1)

@@ -180,13 +180,29 @@ class Bounds:
         return self.clamp(self.middle + self.scale * noise)
 
 
-def ranked(costs: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+def pieces(candidates: torch.Tensor, max_batch_size: int | None) -> tuple[torch.Tensor, ...]:
+    """Candidates ``(E, N, T, A)`` in as many of each environment as make a batch."""
+    num_envs, num_samples = candidates.shape[:2]
+    return candidates.split(max(1, (max_batch_size or num_envs * num_samples) // num_envs), dim=1)
+
+
+def evaluate(
+    cost_fn: BatchCostFunction, candidates: torch.Tensor, max_batch_size: int | None
+) -> torch.Tensor:
+    """Costs ``(E, N)`` of candidates ``(E, N, T, A)``, ranked; see :func:`ranked`."""
+    costs = []
+    for piece in pieces(candidates, max_batch_size):
+        costs.append(cost_fn(piece))
+        check_costs(costs[-1], piece.shape[:2])
+    return ranked(costs[0] if len(costs) == 1 else torch.cat(costs, dim=1))
+
+
+def ranked(costs: torch.Tensor) -> torch.Tensor:
     """Costs ``(E, N)`` on the CPU, with whatever is not finite ranking last.
 
     Raises:
-        SfvgenError: where there is not one cost for each candidate, or none is finite.
+        SfvgenError: where no candidate of an environment has a finite cost.
     """
-    check_costs(costs, candidates.shape[:2])
     costs = costs.detach().to("cpu", torch.float32)
     finite = torch.isfinite(costs)
     require(bool(finite.any(dim=1).all()), "no candidate has a finite cost; check the objective")
@@ -250,10 +266,10 @@ def standard_normal(shape: Sequence[int], generators: Sequence[torch.Generator])
 
 
 def check_counts(config: object, *names: str) -> None:
-    """Refuse a config with one of these fields below 1."""
+    """Refuse a config with one of these fields below 1; None stands for no limit."""
     for name in names:
         value = getattr(config, name)
-        require(value >= 1, f"{name} must be at least 1, got {value}")
+        require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
 
 
 def check_spreads(min_std: float, initial_std: float) -> None:

@@ -18,6 +18,7 @@ from sfvgen_planner.planning.solvers.common import (
     check_counts,
     check_spreads,
     make_generators,
+    pieces,
     ranked,
     solutions,
     spread,
@@ -47,14 +48,12 @@ class GradientConfig:
     max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_samples", "num_iterations")
+        check_counts(self, "num_samples", "num_iterations", "max_batch_size")
         require(
             0 < self.learning_rate < torch.inf,
             f"learning_rate must be positive and finite, got {self.learning_rate}",
         )
         check_spreads(0, self.initial_std)
-        if self.max_batch_size is not None:
-            check_counts(self, "max_batch_size")
 
 
 class Gradient(BatchSolver):
@@ -111,9 +110,7 @@ class Gradient(BatchSolver):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Costs ``(E, N)`` and their gradients ``(E, N, T, A)``."""
         costs, gradients = [], []
-        num_envs, num_samples = candidates.shape[:2]
-        size = max(1, (self.config.max_batch_size or num_envs * num_samples) // num_envs)
-        for batch in candidates.split(size, dim=1):
+        for batch in pieces(candidates, self.config.max_batch_size):
             with torch.enable_grad():
                 inputs = batch.clone().requires_grad_()
                 batch_costs = cost_fn(inputs)
@@ -129,4 +126,4 @@ class Gradient(BatchSolver):
                 )
             costs.append(batch_costs.detach())
             gradients.append(gradient.nan_to_num(0, 0, 0))
-        return ranked(torch.cat(costs, dim=1), candidates), torch.cat(gradients, dim=1)
+        return ranked(torch.cat(costs, dim=1)), torch.cat(gradients, dim=1)

@@ -16,8 +16,8 @@ from sfvgen_planner.planning.solvers.common import (
     Solution,
     check_counts,
     check_spreads,
+    evaluate,
     make_generators,
-    ranked,
     solutions,
     standard_normal,
 )
@@ -37,6 +37,7 @@ class MPPIConfig:
         initial_std: spread of the first iteration, and the largest one.
         min_std: floor of the spread, which follows that of the weighted candidates; equal to
             ``initial_std``, it keeps the spread as it is, as in the paper.
+        max_batch_size: candidates in one call of the cost function, as of :class:`CEMConfig`.
     """
 
     num_samples: int = 64
@@ -44,9 +45,10 @@ class MPPIConfig:
     temperature: float = 0.1
     initial_std: float = 0.5
     min_std: float = 0.05
+    max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_samples", "num_iterations")
+        check_counts(self, "num_samples", "num_iterations", "max_batch_size")
         require(
             0 < self.temperature < torch.inf,
             f"temperature must be positive and finite, got {self.temperature}",
@@ -85,7 +87,7 @@ class MPPI(BatchSolver):
         for _ in range(config.num_iterations):
             noise = standard_normal((config.num_samples, *mean.shape[1:]), generators)
             candidates = bounds.around(mean, std, noise)
-            costs = ranked(cost_fn(candidates), candidates)
+            costs = evaluate(cost_fn, candidates, config.max_batch_size)
             lowest = costs.amin(dim=1, keepdim=True)
             weights = torch.softmax((lowest - costs) / config.temperature, dim=1)[:, None]
             flat = candidates.flatten(2)

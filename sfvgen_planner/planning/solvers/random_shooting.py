@@ -14,8 +14,8 @@ from sfvgen_planner.planning.solvers.common import (
     Bounds,
     Solution,
     check_counts,
+    evaluate,
     make_generators,
-    ranked,
     solutions,
     spread,
 )
@@ -23,12 +23,18 @@ from sfvgen_planner.planning.solvers.common import (
 
 @dataclass(frozen=True)
 class RandomShootingConfig:
-    """Settings of :class:`RandomShooting`: ``num_samples`` candidates."""
+    """Settings of :class:`RandomShooting`.
+
+    Attributes:
+        num_samples: candidates.
+        max_batch_size: candidates in one call of the cost function, as of :class:`CEMConfig`.
+    """
 
     num_samples: int = 64
+    max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_samples")
+        check_counts(self, "num_samples", "max_batch_size")
 
 
 class RandomShooting(BatchSolver):
@@ -54,6 +60,7 @@ class RandomShooting(BatchSolver):
         candidates = bounds.sample(self.config.num_samples, horizon, make_generators(seeds))
         if initial_means is not None:
             candidates[:, 0] = start
-        lowest, best = ranked(cost_fn(candidates), candidates).min(dim=1)
+        costs = evaluate(cost_fn, candidates, self.config.max_batch_size)
+        lowest, best = costs.min(dim=1)
         actions = candidates[torch.arange(len(seeds)), best]
         return solutions(actions, spread(candidates), [lowest], candidates.shape[1])
