@@ -106,9 +106,9 @@ class CEM(BatchSolver):
     ) -> list[Solution]:
         """Minimise the cost of each environment; see :class:`BatchSolver`."""
         config = self.config
-        bounds = Bounds(action_space)
+        bounds = Bounds(action_space, horizon)
         generators = make_generators(seeds)
-        mean = bounds.start(len(seeds), horizon, initial_means)
+        mean = bounds.start(len(seeds), initial_means)
         std = config.initial_std * bounds.scale.expand_as(mean)
         min_std = config.min_std * bounds.scale
         rows = torch.arange(len(seeds))[:, None]

@@ -81,13 +81,13 @@ class Gradient(BatchSolver):
             SfvgenError: also where the costs carry no gradient.
         """
         config = self.config
-        bounds = Bounds(action_space)
-        start = bounds.start(len(seeds), horizon, initial_means)
+        bounds = Bounds(action_space, horizon)
+        start = bounds.start(len(seeds), initial_means)
         noise = standard_normal((config.num_samples, *start.shape[1:]), make_generators(seeds))
         candidates = bounds.around(start, config.initial_std * bounds.scale, noise)
         # In half ranges, so that one learning rate suits all actions.
         offsets = (candidates - bounds.middle) / bounds.scale
-        optimiser = torch.optim.Adam([offsets], lr=config.learning_rate)
+        optimiser = torch.optim.Adam([offsets], lr=config.learning_rate, fused=True)
         rows = torch.arange(len(seeds))
         best, best_cost = start, torch.full((len(seeds),), torch.inf)
         best_costs = []

@@ -77,9 +77,9 @@ class MPPI(BatchSolver):
     ) -> list[Solution]:
         """Minimise the cost of each environment; see :class:`BatchSolver`."""
         config = self.config
-        bounds = Bounds(action_space)
+        bounds = Bounds(action_space, horizon)
         generators = make_generators(seeds)
-        mean = bounds.start(len(seeds), horizon, initial_means)
+        mean = bounds.start(len(seeds), initial_means)
         max_std = config.initial_std * bounds.scale.expand_as(mean)
         min_std = config.min_std * bounds.scale.expand_as(mean)
         std = max_std

@@ -55,9 +55,9 @@ class RandomShooting(BatchSolver):
 
         See :class:`BatchSolver`.
         """
-        bounds = Bounds(action_space)
-        start = bounds.start(len(seeds), horizon, initial_means)
-        candidates = bounds.sample(self.config.num_samples, horizon, make_generators(seeds))
+        bounds = Bounds(action_space, horizon)
+        start = bounds.start(len(seeds), initial_means)
+        candidates = bounds.sample(self.config.num_samples, make_generators(seeds))
         if initial_means is not None:
             candidates[:, 0] = start
         costs = evaluate(cost_fn, candidates, self.config.max_batch_size)
