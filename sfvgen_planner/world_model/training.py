@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -140,22 +141,20 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         if not recipe.autoencoder.decoder_only:
             calibrate_latents(model.vae, table)
     model.vae.requires_grad_(False)
-    if recipe.world_model is not None:
+    if (slow := recipe.world_model) is not None:
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
             # A base model goes on predicting what it was pretrained to predict.
-            model.register_modules(
-                scheduler=build_scheduler(recipe.world_model.prediction, recipe.world_model.shift)
-            )
-        prepare_denoiser(model.unet, recipe.world_model, accelerator.device)
+            model.register_modules(scheduler=build_scheduler(slow.prediction, slow.shift))
+        prepare_denoiser(model.unet, slow, accelerator.device)
         evaluation = None
         if held_out is not None:
-            measure = held_out_metrics(held_out, model, recipe.world_model)
-            evaluation = Evaluation(recipe.world_model.eval_every, measure)
+            measure = held_out_metrics(held_out, model, slow)
+            evaluation = Evaluation(slow.eval_every, measure)
         learn(
             "world_model",
             SlowObjective(model),
-            slow_batches(table.encoded(model), model, recipe.world_model),
-            recipe.world_model.optimisation,
+            _when_needed(lambda: slow_batches(table.encoded(model), model, slow)),
+            slow.optimisation,
             evaluation,
         )
     if recipe.inverse_dynamics is not None:
@@ -187,6 +186,12 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         save_checkpoint(models, final)
     accelerator.wait_for_everyone()
     return final
+
+
+def _when_needed(make: Callable[[], DrawBatch]) -> DrawBatch:
+    """Draws what `make` draws, made with the first batch: a finished stage makes nothing."""
+    made = cache(make)
+    return lambda generator: made()(generator)
 
 
 def prepare_denoiser(unet: Denoiser, recipe: WorldModelRecipe, device: torch.device) -> None:

@@ -278,6 +278,21 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     assert losses[-1]["step"] == 6
 
 
+def test_a_finished_run_is_not_begun_anew(store, monkeypatch):
+    """The same command again writes the model again, and encodes nothing."""
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model.frame_table import FrameTable
+
+    arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    command = ["train", *arguments, "--out", f"{store}/finished"]
+    assert main(command) == 0
+    weights = (store / "finished/model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    monkeypatch.setattr(FrameTable, "encoded", None)
+    assert main(command) == 0
+    again = store / "finished/model/unet/diffusion_pytorch_model.safetensors"
+    assert again.read_bytes() == weights
+
+
 OUTCOME_HEAD = """
 outcome_head:
   hidden_size: 16
