@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from diffusers import (
     DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     SchedulerMixin,
 )
@@ -41,6 +40,7 @@ from sfvgen_planner.world_model.checkpoint import (
 from sfvgen_planner.world_model.conditioning import condition_planes
 from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.fast_sampling import FastSampling
+from sfvgen_planner.world_model.sampling import denoise_chunk
 
 MAX_SHARD_SIZE = "14MB"
 
@@ -518,49 +518,20 @@ class VideoWorldModel(DiffusionPipeline):
         return self._run(
             ("denoise", num_inference_steps, guidance_scale, self.scheduler),
             self.unet,
-            partial(self._denoise_chunk, num_inference_steps, guidance_scale),
+            partial(
+                denoise_chunk,
+                self.denoise if self._compiled is None else self._compiled.denoise,
+                self.scheduler,
+                num_inference_steps,
+                guidance_scale,
+                self.progress_bar,
+            ),
             context,
             noise.to(context).expand(batch, -1, -1, -1, -1),
             text_states,
             no_text_states,
             actions,
         )
-
-    def _denoise_chunk(
-        self,
-        num_inference_steps: int,
-        guidance_scale: float,
-        context: Tensor,
-        noise: Tensor,
-        text_states: Tensor,
-        no_text_states: Tensor | None,
-        actions: Tensor | None,
-    ) -> Tensor:
-        """The frames that `noise` becomes after `context`.
-
-        The scheduler stays on the CPU: its numbers go along with the kernels that are launched,
-        none is read back, and a CUDA graph keeps them.
-        """
-        denoise = self.denoise if self._compiled is None else self._compiled.denoise
-        batch, _, num_past = context.shape[:3]
-        latents = noise
-        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            # diffusers' default grid ends at sigma 0.001 and so wastes one of the few steps.
-            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
-            self.scheduler.set_timesteps(sigmas=sigmas, device="cpu")
-        else:
-            self.scheduler.set_timesteps(num_inference_steps, device="cpu")
-            latents = latents * self.scheduler.init_noise_sigma
-        for timestep in self.progress_bar(self.scheduler.timesteps):
-            window = torch.cat([context, latents], dim=2)
-            timesteps = torch.full((batch,), timestep.item(), device=window.device)
-            prediction = denoise(window, timesteps, num_past, text_states, actions).float()
-            if no_text_states is not None:
-                plain = denoise(window, timesteps, num_past, no_text_states, actions).float()
-                prediction = plain + guidance_scale * (prediction - plain)
-            prediction = prediction[:, :, num_past:]
-            latents = self.scheduler.step(prediction, timestep, latents).prev_sample
-        return latents
 
     def _run(
         self,

@@ -1,0 +1,62 @@
+"""Sampling one chunk: from noise to frames that follow a clean context (paper section 3.1)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+
+def denoise_chunk(
+    denoise: Callable[..., Tensor],
+    scheduler: Any,
+    num_inference_steps: int,
+    guidance_scale: float,
+    progress_bar: Callable[[Iterable[Tensor]], Iterable[Tensor]],
+    context: Tensor,
+    noise: Tensor,
+    text_states: Tensor,
+    no_text_states: Tensor | None,
+    actions: Tensor | None,
+) -> Tensor:
+    """The frames that `noise` becomes after `context`.
+
+    The scheduler stays on the CPU: its numbers go along with the kernels that are launched, none is
+    read back, and a CUDA graph keeps them.
+
+    Args:
+        denoise: `VideoWorldModel.denoise`, or the same compiled.
+        scheduler: diffusers' noise schedule and sampler.
+        num_inference_steps: Denoiser calls, twice as many with guidance.
+        guidance_scale: Of classifier-free guidance.
+        progress_bar: Shows the steps.
+        context: Clean latents `(batch, channels, f_p, h, w)`.
+        noise: `(batch, channels, frames, h, w)`.
+        text_states: `(batch, tokens, dim)`.
+        no_text_states: Those of no instruction, to guide away from; None for no guidance.
+        actions: `(batch, frames, A)` in [-1, 1], or None.
+
+    Returns:
+        Latents of the shape of `noise`.
+    """
+    batch, _, num_past = context.shape[:3]
+    latents = noise
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        # diffusers' default grid ends at sigma 0.001 and so wastes one of the few steps.
+        sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        scheduler.set_timesteps(sigmas=sigmas, device="cpu")
+    else:
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
+        latents = latents * scheduler.init_noise_sigma
+    for timestep in progress_bar(scheduler.timesteps):
+        window = torch.cat([context, latents], dim=2)
+        timesteps = torch.full((batch,), timestep.item(), device=window.device)
+        prediction = denoise(window, timesteps, num_past, text_states, actions).float()
+        if no_text_states is not None:
+            plain = denoise(window, timesteps, num_past, no_text_states, actions).float()
+            prediction = plain + guidance_scale * (prediction - plain)
+        prediction = prediction[:, :, num_past:]
+        latents = scheduler.step(prediction, timestep, latents).prev_sample
+    return latents
