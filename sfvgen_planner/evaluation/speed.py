@@ -14,12 +14,15 @@ from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.evaluation.timing import SpeedConfig, load_fast, timed, timing_figure
 from sfvgen_planner.evaluation.training_speed import measure_training
-from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.imagination import ImaginationWrapper, Start, WorldModelVectorEnv
 from sfvgen_planner.planning import CEM, CEMConfig, MPCConfig, MPCPlanner, VideoPlanner
 
 BATCH_SIZES = (1, 32, 256)
 NUM_CANDIDATES = 32
 NUM_ITERATIONS = 3
+NUM_ENVS = 64
+LONG_HORIZON = 1_000_000
+"""Steps that no measurement reaches: an episode's end would be timed too."""
 
 
 def measure_chunks(batch_size: int, config: SpeedConfig) -> Iterator[Figure]:
@@ -76,10 +79,34 @@ def measure_plans(config: SpeedConfig) -> Iterator[Figure]:
     env.close()
 
 
+def measure_vector_env(config: SpeedConfig) -> Iterator[Figure]:
+    """A step of many imagined worlds in one batch against as many steps of one world."""
+    model, settings = load_fast(config)
+    side = model.config.image_size
+    past = np.zeros((model.config.num_past_frames, side, side, 3), np.uint8)
+    seconds = {}
+    for num_envs in (1, NUM_ENVS):
+        worlds = WorldModelVectorEnv(model, lambda rng: Start(past), num_envs, horizon=LONG_HORIZON)
+        worlds.reset(seed=0)
+        worlds.action_space.seed(0)
+        step = partial(worlds.step, worlds.action_space.sample())
+        seconds[num_envs] = np.array(timed(step, config, f"steps of {num_envs} worlds"))
+    yield timing_figure(
+        "vector_env_speedup",
+        NUM_ENVS * seconds[1].mean() / seconds[NUM_ENVS],
+        "1",
+        config,
+        num_envs=NUM_ENVS,
+        num_inference_steps=1,
+        **settings,
+    )
+
+
 FIGURES: dict[str, Callable[[SpeedConfig], Iterable[Figure]]] = {
     **{f"frames_per_second_b{size}": partial(measure_chunks, size) for size in BATCH_SIZES},
     "plan_seconds": measure_plans,
     "video_plan_seconds": measure_plans,
+    "vector_env_speedup": measure_vector_env,
     "training_mfu": measure_training,
     "modelscope_train_step_seconds": measure_base_model,
     "modelscope_peak_gb": measure_base_model,
