@@ -99,6 +99,10 @@ class PointMassWorldModel:
     def tokenize(self, instructions: list[str]) -> torch.Tensor:
         return torch.tensor([[list(DIRECTIONS).index(text)] for text in instructions])
 
+    def encode_instructions(self, instructions: list[str]) -> torch.Tensor:
+        ways = [DIRECTIONS.get(text, (0, 0)) for text in instructions]
+        return torch.tensor(ways, dtype=torch.float32)[:, None]
+
     def __call__(
         self,
         past: np.ndarray | torch.Tensor,

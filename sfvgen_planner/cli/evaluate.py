@@ -39,6 +39,11 @@ _EVALUATIONS = {
         "whether policies of different quality do as well in imagination as in the simulator",
         plot=("policy_plot", "plot_success_rates", "imagined against simulated success"),
     ),
+    "policy-learning": _Evaluation(
+        "policy_learning",
+        "PolicyLearningConfig",
+        "policies trained in imagination alone against policies trained in the simulator",
+    ),
     "planning": _Evaluation(
         "planning",
         "PlanningConfig",
@@ -47,7 +52,22 @@ _EVALUATIONS = {
 }
 
 
-_SETTINGS = ("variants", "recalls", "horizons", "methods", "levels", "num_candidates")
+_SETTINGS = (
+    "variants",
+    "recalls",
+    "horizons",
+    "methods",
+    "levels",
+    "num_candidates",
+    "algorithm",
+    "num_training_seeds",
+    "num_start_steps",
+    "start_policy",
+    "num_imagined_steps",
+    "simulator_budgets",
+    "num_worlds",
+    "model_steps",
+)
 """Options that are settings of the same names."""
 
 
@@ -92,6 +112,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             _add_memory_options(one)
         if name == "policy":
             _add_policy_options(one)
+        if name == "policy-learning":
+            _add_policy_learning_options(one)
         if name == "planning":
             _add_planning_options(one)
         one.set_defaults(run=run, resumes=False)
@@ -115,6 +137,48 @@ def _add_policy_options(parser: argparse.ArgumentParser) -> None:
         "--video-planner",
         action="store_true",
         help="evaluate the model's video planner too, which takes by far the longest",
+    )
+
+
+def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--algorithm", metavar="NAME", help="SAC or PPO (default: SAC)")
+    parser.add_argument(
+        "--num-training-seeds",
+        type=int,
+        metavar="N",
+        help="policies trained in each way (default: 3)",
+    )
+    parser.add_argument(
+        "--num-start-steps",
+        type=int,
+        metavar="N",
+        help="real steps that record the frames imagination starts from (default: 20000)",
+    )
+    parser.add_argument(
+        "--start-policy", metavar="NAME", help="that makes these steps (default: random)"
+    )
+    parser.add_argument(
+        "--num-imagined-steps",
+        type=int,
+        metavar="N",
+        help="of each policy trained in imagination (default: 100000)",
+    )
+    parser.add_argument(
+        "--simulator-budgets",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help="real steps of the policies trained in the simulator, as multiples of those that "
+        "recorded the start frames (default: 1 5)",
+    )
+    parser.add_argument(
+        "--num-worlds", type=int, metavar="N", help="that step together (default: 16)"
+    )
+    parser.add_argument(
+        "--model-steps",
+        type=int,
+        metavar="N",
+        help="real steps that the world model was trained on, for the record",
     )
 
 

@@ -72,6 +72,35 @@ class Estimate:
         return cls(float(top / bottom), (float(low), float(high)))
 
     @classmethod
+    def of_runs(cls, values: np.ndarray, seed: int = 0) -> Estimate:
+        """Mean of several runs on the same episodes, such as policies of other training seeds.
+
+        Runs and episodes are resampled independently of each other, 10,000 times (the pigeonhole
+        bootstrap; Owen, 2007).
+
+        Args:
+            values: ``(R, E)``, of R runs on E episodes.
+            seed: of the resampling.
+
+        Raises:
+            SfvgenError: there are no values, or one is not finite.
+        """
+        sample = np.asarray(values, np.float64)
+        if sample.ndim != 2 or sample.size == 0 or not np.isfinite(sample).all():
+            raise SfvgenError(
+                "the mean of runs needs finite values (runs, episodes), at least one, got "
+                f"{np.array2string(sample, threshold=8)}"
+            )
+        rng = np.random.default_rng(seed)
+        # How often each run and each episode was drawn.
+        runs, episodes = (
+            rng.multinomial(size, [1 / size] * size, size=NUM_RESAMPLES) for size in sample.shape
+        )
+        means = ((runs @ sample) * episodes).sum(axis=1) / sample.size
+        low, high = np.quantile(means, [0.025, 0.975])
+        return cls(float(sample.mean()), (float(low), float(high)))
+
+    @classmethod
     def of_statistic(
         cls,
         statistic: Callable[[np.ndarray, np.ndarray], float],

@@ -1,5 +1,6 @@
 """Gymnasium's face of the world model: environments that imagine their futures."""
 
+from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
 from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.result import Imagination
 from sfvgen_planner.imagination.starts import EnvStarts, Start, Starts, StoreStarts
@@ -10,6 +11,7 @@ __all__ = [
     "EnvStarts",
     "Imagination",
     "ImaginationWrapper",
+    "ObservationEncoder",
     "Start",
     "Starts",
     "StoreStarts",

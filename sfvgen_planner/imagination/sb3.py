@@ -1,4 +1,4 @@
-"""Gymnasium vector environments for Stable-Baselines3, which has a vector format of its own."""
+"""Vector environments for Stable-Baselines3, which has a vector format of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
 from sfvgen_planner.imagination.infos import env_info
 
 try:
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 except ImportError as error:
     raise SfvgenError(
         "Stable-Baselines3 is not installed: pip install 'sfvgen-planner[sb3]'"
@@ -101,3 +102,54 @@ class SB3VecEnv(VecEnv):
     ) -> list[bool]:
         """False: there are no wrappers around single environments."""
         return [False for _ in self._get_indices(indices)]
+
+
+class EncodedVecEnv(VecEnvWrapper):
+    """Show a policy encoded pictures and instructions instead of the pictures alone.
+
+    Args:
+        envs: imagined worlds or simulators; the observation is a picture ``(H, W, 3)`` uint8 of the
+            world model's size, and ``info["instruction"]`` tells the instruction, if there is one.
+        encoder: the same for all worlds that a policy shall act in.
+
+    Example:
+        >>> envs = EncodedVecEnv(SB3VecEnv(worlds), ObservationEncoder(world_model))
+        >>> SAC("MultiInputPolicy", envs).learn(10_000)
+    """
+
+    def __init__(self, envs: VecEnv, encoder: ObservationEncoder) -> None:
+        super().__init__(envs, observation_space=encoder.space)
+        self._encoder = encoder
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Begin all episodes anew."""
+        frames: Any = self.venv.reset()
+        self.reset_infos = self.venv.reset_infos
+        return self._encoder(frames, [_instruction(info) for info in self.reset_infos])
+
+    def step_wait(
+        self,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Make the step: observations, rewards, whether episodes ended, and infos."""
+        frames: Any
+        frames, rewards, dones, infos = self.venv.step_wait()
+        self.reset_infos = self.venv.reset_infos
+        # Where an episode ended there are two pictures: its last, and the next one's first.
+        ended = np.flatnonzero(dones).tolist()
+        last = [infos[row]["terminal_observation"] for row in ended]
+        told = [self.reset_infos[row] if dones[row] else infos[row] for row in range(len(dones))]
+        told += [infos[row] for row in ended]
+        encoded = self._encoder(
+            np.concatenate([frames, *(frame[None] for frame in last)]),
+            [_instruction(info) for info in told],
+        )
+        for row, place in zip(ended, range(len(dones), len(told)), strict=True):
+            infos[row]["terminal_observation"] = {
+                name: values[place] for name, values in encoded.items()
+            }
+        observations = {name: values[: len(dones)] for name, values in encoded.items()}
+        return observations, rewards, dones, infos
+
+
+def _instruction(info: dict[str, Any]) -> str:
+    return str(info.get("instruction") or "")

@@ -41,3 +41,26 @@ def test_the_interval_is_repeatable_and_within_the_data():
 def test_nothing_and_nan_are_refused(values):
     with pytest.raises(SfvgenError, match="confidence interval"):
         Estimate.of(values)
+
+
+def test_the_interval_of_runs_knows_both_runs_and_episodes():
+    rng = np.random.default_rng(2)
+    runs, episodes = rng.normal(0, 1, (40, 1)), rng.normal(0, 3, (1, 100))
+    estimate = Estimate.of_runs(runs + episodes)
+    # Two independent sums: their means' variances add up.
+    half_width = 1.96 * np.sqrt(runs.var() / 40 + episodes.var() / 100)
+    assert estimate.mean == pytest.approx(runs.mean() + episodes.mean())
+    assert np.diff(estimate.ci95) == pytest.approx(2 * half_width, rel=0.05)
+
+
+def test_the_interval_of_one_run_is_that_of_its_episodes():
+    values = np.random.default_rng(3).normal(size=50)
+    found, expected = Estimate.of_runs(values[None]), Estimate.of(values)
+    assert found.mean == pytest.approx(expected.mean)
+    assert found.ci95 == pytest.approx(expected.ci95, abs=0.02)
+
+
+@pytest.mark.parametrize("values", [np.zeros((0, 3)), np.zeros(3), np.full((2, 2), np.nan)])
+def test_runs_without_numbers_are_refused(values):
+    with pytest.raises(SfvgenError, match="needs finite values"):
+        Estimate.of_runs(values)

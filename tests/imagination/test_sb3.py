@@ -1,5 +1,6 @@
 """Stable-Baselines3 learns in imagined worlds."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import EnvStarts, WorldModelVectorEnv
+from sfvgen_planner.imagination import EnvStarts, ObservationEncoder, Start, WorldModelVectorEnv
 from sfvgen_planner.world_model import tiny_world_model
-from tests.point_mass import PointMassEnv, PointMassWorldModel
+from tests.point_mass import DIRECTIONS, PointMassEnv, PointMassWorldModel
 
 
 def point_mass(mode=AutoresetMode.SAME_STEP, **kwargs):
@@ -50,6 +51,52 @@ def test_other_autoreset_modes_are_refused():
     for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
         with pytest.raises(SfvgenError, match="SAME_STEP"):
             SB3VecEnv(point_mass(mode))
+
+
+def test_pictures_and_instructions_are_encoded_before_and_after_an_episodes_end():
+    pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import EncodedVecEnv, SB3VecEnv
+
+    real, names = EnvStarts(PointMassEnv()), itertools.cycle(DIRECTIONS)
+
+    def starts(rng):
+        return Start(real(rng).frames, next(names))
+
+    model = PointMassWorldModel()
+    plain = SB3VecEnv(
+        WorldModelVectorEnv(model, starts, 2, horizon=3, autoreset_mode=AutoresetMode.SAME_STEP)
+    )
+    plain.seed(3)
+    envs = EncodedVecEnv(plain, ObservationEncoder(model))
+    seen = []
+    step = plain.step_wait
+
+    def watched():
+        frames, rewards, dones, infos = step()
+        seen.append((frames, [info.get("terminal_observation") for info in infos]))
+        return frames, rewards, dones, infos
+
+    plain.step_wait = watched
+    first = envs.reset()
+    assert first["instruction"].tolist() == [[-1, 0], [1, 0]]
+    for number in range(4):
+        observations, _, dones, infos = envs.step(np.ones((2, 2), np.float32))
+        frames, last = seen[-1]
+        # The model's latents are the pictures themselves.
+        assert observations["latents"] == pytest.approx(frames.transpose(0, 3, 1, 2) / 255)
+        ended = number == 2
+        told = [[0, -1], [0, 1]] if number >= 2 else [[-1, 0], [1, 0]]
+        assert observations["instruction"].tolist() == told
+        assert dones.tolist() == [ended, ended]
+        for row, info in enumerate(infos):
+            assert ("terminal_observation" in info) == ended
+            if ended:
+                assert info["terminal_observation"] in envs.observation_space
+                picture = info["terminal_observation"]["latents"]
+                assert picture == pytest.approx(last[row].transpose(2, 0, 1) / 255)
+                assert (
+                    info["terminal_observation"]["instruction"].tolist() == [[-1, 0], [1, 0]][row]
+                )
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC"])

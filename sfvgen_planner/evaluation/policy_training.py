@@ -1,0 +1,214 @@
+"""Stable-Baselines3 in imagined worlds and in simulators, seen through the same eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from sfvgen_policies import make_policy
+from sfvgen_policies.sb3 import SB3Policy
+from tqdm import tqdm
+
+from sfvgen_planner.data.camera import camera_frame
+from sfvgen_planner.data.environment import Environment
+from sfvgen_planner.data.episode import EpisodeSource
+from sfvgen_planner.data.rollout import record_episode
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.files import prepare_folder, replacing
+from sfvgen_planner.imagination import ObservationEncoder, Start
+from sfvgen_planner.imagination.sb3 import EncodedVecEnv
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
+TRAINING_SEED = 1_000_000
+"""First seed of the episodes whose frames imagination starts from, beyond all held-out ones."""
+_PPO_ROLLOUT, _PPO_BATCH = 2048, 64
+"""Steps of all worlds together; Stable-Baselines3's own numbers, which are for one world."""
+_SAC_BUFFER = 1_000_000
+
+
+def _ppo_settings(num_steps: int, num_envs: int) -> dict[str, Any]:
+    # Rollouts of one size fill the budget, and mini-batches of one size each rollout.
+    num_rollouts = ceil(num_steps / _PPO_ROLLOUT)
+    length = max(2, ceil(num_steps / (num_rollouts * num_envs)))
+    num_batches = ceil(length / ceil(_PPO_BATCH / num_envs))
+    batch_length = ceil(length / num_batches)
+    return {"n_steps": num_batches * batch_length, "batch_size": batch_length * num_envs}
+
+
+def _sac_settings(num_steps: int, num_envs: int) -> dict[str, Any]:
+    # As many updates as steps, however many worlds step together.
+    return {"buffer_size": max(num_envs, min(num_steps, _SAC_BUFFER)), "gradient_steps": -1}
+
+
+ALGORITHMS: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "SAC": _sac_settings,
+    "PPO": _ppo_settings,
+}
+"""Name in Stable-Baselines3 to what is set for a number of steps, in so many worlds at once.
+
+All else is as Stable-Baselines3 has it.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedStarts:
+    """Moments of recorded episodes, each with a whole context behind it, all equally likely.
+
+    Attributes:
+        starts: at least one.
+        num_steps: real steps that it took to record them.
+    """
+
+    starts: Sequence[Start]
+    num_steps: int
+
+    def __call__(self, rng: np.random.Generator) -> Start:
+        """Draw a start."""
+        return self.starts[int(rng.integers(len(self.starts)))]
+
+
+def record_starts(
+    env: Environment, policy: str, num_steps: int, num_past_frames: int, image_size: int
+) -> RecordedStarts:
+    """Play whole episodes until ``num_steps`` steps were made, and start at their frames.
+
+    Where there are as many frames behind every start as the model takes, all worlds step in one
+    call of the model.
+
+    Args:
+        env: gives one instruction an episode.
+        policy: as ``make_policy`` takes it.
+        num_steps: at least so many.
+        num_past_frames: frames of a start.
+        image_size: of the frames.
+
+    Raises:
+        SfvgenError: the policy is no good, or its episodes are all shorter than a start.
+    """
+    try:
+        actor = make_policy(policy, env)
+    except ValueError as error:
+        raise SfvgenError(f"start frames cannot be recorded: {error}") from error
+    starts: list[Start] = []
+    num_recorded = 0
+    with tqdm(total=num_steps, desc="start frames", unit="step", dynamic_ncols=True) as progress:
+        for seed in count(TRAINING_SEED):
+            episode = record_episode(env, actor, seed, EpisodeSource(), image_size)
+            # Asked of the policy that will learn, whether or not this one listens.
+            instruction = str(episode.info.get("instruction") or "")
+            length = len(episode.actions)
+            starts += [
+                Start(episode.frames[now + 1 - num_past_frames : now + 1], instruction)
+                for now in range(num_past_frames - 1, length)
+            ]
+            num_recorded += length
+            progress.update(length)
+            if num_recorded >= num_steps:
+                break
+    require(
+        bool(starts),
+        f"none of the recorded episodes has {num_past_frames} steps, which a start needs; record "
+        "more or longer ones",
+    )
+    return RecordedStarts(starts, num_recorded)
+
+
+class CameraObservation(gym.ObservationWrapper[np.ndarray, np.ndarray, Any]):
+    """Show the camera's picture ``(size, size, 3)`` uint8 alone."""
+
+    def __init__(self, env: Environment, image_size: int) -> None:
+        super().__init__(env)
+        self._image_size = image_size
+        self.observation_space = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """The picture, whatever else was observed."""
+        return camera_frame(self.env, observation, self._image_size)
+
+
+def camera_envs(make: Callable[[], Environment], num_envs: int, image_size: int) -> VecEnv:
+    """Real environments that show their camera's picture, in Stable-Baselines3's vector format."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    return DummyVecEnv([lambda: CameraObservation(make(), image_size) for _ in range(num_envs)])
+
+
+def train(
+    algorithm: str,
+    envs: EncodedVecEnv,
+    num_steps: int,
+    seed: int,
+    device: str,
+    description: str = "",
+) -> BaseAlgorithm:
+    """Train a policy with Stable-Baselines3, with a progress bar.
+
+    Args:
+        algorithm: one of ``ALGORITHMS``.
+        envs: closed at the end, whatever happens.
+        num_steps: of all worlds together; rounded up to whole steps or rollouts, so ask the result
+            for its ``num_timesteps``. 0 leaves the policy untrained.
+        seed: of the policy and of the first world; the others have the numbers that follow.
+        device: of the policy.
+        description: of the progress bar.
+    """
+    import stable_baselines3
+
+    with closing(envs):
+        agent: BaseAlgorithm = getattr(stable_baselines3, algorithm)(
+            "MultiInputPolicy",
+            envs,
+            seed=seed,
+            device=device,
+            **ALGORITHMS[algorithm](max(1, num_steps), envs.num_envs),
+        )
+        if num_steps:
+            with tqdm(total=num_steps, desc=description, unit="step", dynamic_ncols=True) as bar:
+
+                def show(*_: Any) -> bool:
+                    bar.update(agent.num_timesteps - bar.n)
+                    return True
+
+                agent.learn(num_steps, callback=show)
+    return agent
+
+
+def save(agent: BaseAlgorithm, path: Path) -> None:
+    """Write a policy as Stable-Baselines3's ``.zip`` file, in one go."""
+    prepare_folder(path.parent)
+    with replacing(path) as temporary:
+        agent.save(temporary)
+
+
+class EncodedPolicy:
+    """Act as a model does that was trained on encoded pictures and instructions.
+
+    Args:
+        env: that it will act in.
+        agent: what it learnt.
+        encoder: with which it learnt.
+    """
+
+    def __init__(self, env: Environment, agent: BaseAlgorithm, encoder: ObservationEncoder) -> None:
+        self._env = env
+        self._policy = SB3Policy(env, agent)
+        self._encoder = encoder
+
+    def reset(self, seed: int | None = None) -> None:
+        self._policy.reset(seed)
+
+    def act(self, observation: Any, instruction: str) -> np.ndarray:
+        """Return the most likely action."""
+        frame = camera_frame(self._env, observation, self._encoder.image_size)
+        encoded = self._encoder(frame[None], [instruction])
+        return self._policy.act({name: values[0] for name, values in encoded.items()}, instruction)
