@@ -14,8 +14,11 @@ round.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -284,8 +287,9 @@ def main() -> None:
     parser.add_argument("--num-rounds", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    command = shlex.join(["python", *sys.argv])
     for figure in measure(arguments.num_rounds):
-        merge_figures(arguments.out, [figure])
+        merge_figures(arguments.out, [replace(figure, command=command)])
         if figure.name == "overhead_ratio":
             low, high = figure.ci95
             told = " ".join(str(figure.fields[key]) for key in ("solver", "library", "dynamics"))
