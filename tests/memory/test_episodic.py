@@ -267,12 +267,14 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
         video = model(
             past[[index, index]], num_frames=3, num_inference_steps=1, generator=generators
         ).latents
-        assert torch.allclose(videos[2 * index : 2 * index + 2], video, atol=1e-3)
         generators = [torch.Generator().manual_seed(seed) for seed in (2 * index, 2 * index + 1)]
         plain = slow(
             past[[index, index]], num_frames=3, num_inference_steps=1, generator=generators
         ).latents
-        assert ((video - plain).abs().max() < 1e-5) == (index == 2)
+        learnt = (video - plain).norm()
+        assert (learnt < 1e-3) == (index == 2)
+        # Adam's first step is a gradient's sign, which rounding may turn where there is none.
+        assert (videos[2 * index : 2 * index + 2] - video).norm() < max(0.1 * learnt, 1e-3)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -30,10 +30,15 @@ def video(model):
 
 def test_round_trip_gives_the_same_video(saved, model):
     loaded = VideoWorldModel.from_pretrained(saved)
-    assert torch.equal(video(loaded), video(model))
+    for part in ("unet", "text_encoder", "vae"):
+        weights, again = (getattr(one, part).state_dict() for one in (model, loaded))
+        assert weights.keys() == again.keys()
+        assert all(torch.equal(weights[name], again[name]) for name in weights)
+    # Where weights lie in memory can turn the last bit.
+    assert torch.allclose(video(loaded), video(model), atol=1e-5)
     assert loaded.config.num_future_frames == model.config.num_future_frames
     assert loaded.config.action_high == [1.0] * 4
-    assert torch.equal(video(load_world_model(saved)), video(model))
+    assert torch.allclose(video(load_world_model(saved)), video(model), atol=1e-5)
 
 
 def test_a_saved_model_does_not_tell_where_it_was_loaded_from(saved, tmp_path):

@@ -186,5 +186,7 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     head = tiny_head(reward_scale=0.3)
     before, after, token_ids = *torch.randn(2, 2, 4, 4, 4), torch.randint(10, (2, 8))
     head.save_pretrained(tmp_path)
-    again = OutcomeHead.from_pretrained(tmp_path)(before, after, token_ids)
-    assert all(map(torch.equal, again, head(before, after, token_ids)))
+    again = OutcomeHead.from_pretrained(tmp_path)
+    assert all(map(torch.equal, again.state_dict().values(), head.state_dict().values()))
+    # Where weights lie in memory can turn the last bit.
+    assert all(map(torch.allclose, again(before, after, token_ids), head(before, after, token_ids)))
