@@ -112,7 +112,8 @@ class CEM(BatchSolver):
         std = config.initial_std * bounds.scale.expand_as(mean)
         min_std = config.min_std * bounds.scale
         rows = torch.arange(len(seeds))[:, None]
-        elites, elite_costs = mean[:, None], mean[:, 0, :1]
+        elites = mean.new_empty(len(seeds), 0, *mean.shape[1:])
+        elite_costs = mean.new_empty(len(seeds), 0)
         best_costs = []
         num_evaluations = 0
         for iteration in range(config.num_iterations):
@@ -121,9 +122,8 @@ class CEM(BatchSolver):
             candidates = bounds.around(mean, std, noise)
             costs = evaluate(cost_fn, candidates, config.max_batch_size)
             num_evaluations += shape[0]
-            if iteration and config.num_kept_elites:
-                candidates = torch.cat([candidates, elites[:, : config.num_kept_elites]], dim=1)
-                costs = torch.cat([costs, elite_costs[:, : config.num_kept_elites]], dim=1)
+            candidates = torch.cat([candidates, elites[:, : config.num_kept_elites]], dim=1)
+            costs = torch.cat([costs, elite_costs[:, : config.num_kept_elites]], dim=1)
             elite_costs, order = costs.topk(config.num_elites, dim=1, largest=False)
             elites = candidates[rows, order]
             # An iteration with few finite costs refits to those alone.
