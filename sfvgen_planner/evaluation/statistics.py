@@ -31,12 +31,8 @@ class Estimate:
         Raises:
             SfvgenError: there are no values, or one is not finite.
         """
-        sample = np.asarray(values, np.float64)
-        if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
-            raise SfvgenError(
-                "a confidence interval needs at least one value, all of them finite, "
-                f"got {np.array2string(sample, threshold=8)}"
-            )
+        needs = "a confidence interval needs at least one value, all of them finite"
+        sample = _finite(values, 1, needs)
         rng = np.random.default_rng(seed)
         means = [
             sample[rng.integers(sample.size, size=(_BLOCK, sample.size))].mean(axis=1)
@@ -85,12 +81,8 @@ class Estimate:
         Raises:
             SfvgenError: there are no values, or one is not finite.
         """
-        sample = np.asarray(values, np.float64)
-        if sample.ndim != 2 or sample.size == 0 or not np.isfinite(sample).all():
-            raise SfvgenError(
-                "the mean of runs needs finite values (runs, episodes), at least one, got "
-                f"{np.array2string(sample, threshold=8)}"
-            )
+        needs = "the mean of runs needs finite values (runs, episodes), at least one"
+        sample = _finite(values, 2, needs)
         rng = np.random.default_rng(seed)
         # How often each run and each episode was drawn.
         runs, episodes = (
@@ -133,6 +125,14 @@ class Estimate:
             resampled.append(statistic(np.concatenate(some[0]), np.concatenate(some[1])))
         low, high = np.nanquantile(resampled, [0.025, 0.975])
         return cls(float(value), (float(low), float(high)))
+
+
+def _finite(values: Sequence[float] | np.ndarray, num_axes: int, needs: str) -> np.ndarray:
+    """The values as an array, or an error that says what it ``needs``."""
+    sample = np.asarray(values, np.float64)
+    if sample.ndim != num_axes or sample.size == 0 or not np.isfinite(sample).all():
+        raise SfvgenError(f"{needs}, got {np.array2string(sample, threshold=8)}")
+    return sample
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
