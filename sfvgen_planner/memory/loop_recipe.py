@@ -106,7 +106,8 @@ class LoopRecipe(BaseModel):
     max_elapsed: int = Field(
         default=8,
         ge=0,
-        description="A recall's window begins at most so many frames after its instruction.",
+        description="A recall's window begins at most so many frames after its instruction, and "
+        "is drawn in proportion to 1 / (1 + frames).",
     )
     conditions: Conditions = Conditions()
     stages: list[LoopStage] = Field(min_length=1)

@@ -304,15 +304,17 @@ class LoopBatches:
             kinds[torch.tensor(matching, device=ids.device)[ids]] = kind
         starts, kinds = starts[kinds >= 0], kinds[kinds >= 0]
         values = torch.tensor(list(recipe.recalls.values()), device=starts.device)
+        # A plan begins with its instruction; later contexts show where the robot is heading.
+        earliness = 1 / (1 + table.elapsed[starts + last])
         numbers = self._chunks_before(starts)
         groups = {}
         for number in range(1, self._stage.max_chunks + 1):
             chosen = numbers == number
             if chosen.any():
-                group = kinds[chosen]
+                group, early = kinds[chosen], earliness[chosen]
                 # A frequent kind does not drown a rare one.
-                weights = values[group] / torch.bincount(group, minlength=len(values))[group]
-                groups[number] = (starts[chosen], weights)
+                totals = torch.bincount(group, early, minlength=len(values))
+                groups[number] = (starts[chosen], values[group] * early / totals[group])
         if not groups:
             raise SfvgenError(
                 f"no instruction matches recalls ({', '.join(recipe.recalls)}) after 1 to "

@@ -140,6 +140,18 @@ def test_kinds_of_recall_come_as_often_as_asked(model):
     assert np.mean(np.array(found) == 3) == pytest.approx(0.75, abs=0.06)
 
 
+def test_the_moment_that_a_recall_comes_is_drawn_most(model):
+    settings = recipe(max_elapsed=3)
+    table = told_table([[(1, 16), (2, 20)]] * 10)
+    draw = LoopBatches(table, model, settings, settings.stages[0])
+    generator, elapsed = torch.Generator().manual_seed(0), []
+    for _ in range(150):
+        _, judged = draw.draw(2, generator)
+        elapsed += table.elapsed[rows_of(judged.latents[::2], table)[:, 3]].tolist()
+    shares = np.bincount(elapsed) / len(elapsed)
+    assert shares == pytest.approx(np.array([12, 6, 4, 3]) / 25, abs=0.06)
+
+
 def test_memories_are_written_near_pure_noise_without_any_condition(model, monkeypatch):
     settings = recipe()
     adapters = Adapters(model, settings.memory_config)
