@@ -1,6 +1,7 @@
 """The slow-fast learning loop: train a model to use what its memories hold (Algorithm 1b)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
         init_from: The checkpoint folder that slow learning ended in. One that has been through a
-            loop of the same memory settings goes on from there.
+            loop of the same memory settings goes on from there; only `instruction_code` may be new.
 
     Returns:
         The finished checkpoint folder, with the trained adapters in `memory`.
@@ -106,7 +107,9 @@ def _attach(model: VideoWorldModel, recipe: LoopRecipe, init_from: Path) -> Adap
     folder = init_from / MEMORY_FOLDER
     if folder.is_dir():
         tensors, config, _ = read_adapter(folder)
-        if config != recipe.memory_config:
+        # An instruction code is zero at the start: a memory without one is a memory with such.
+        heard = config.instruction_code or recipe.memory_config.instruction_code
+        if replace(config, instruction_code=heard) != recipe.memory_config:
             raise SfvgenError(
                 f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
                 "them alike, or delete that folder to start afresh"

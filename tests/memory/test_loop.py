@@ -98,12 +98,21 @@ def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
-def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, capsys):
-    first = RECIPE.split("  - max_chunks: 1")[0]
+@pytest.mark.parametrize(
+    "settings", ["num_noise_draws: 1", "num_noise_draws: 1, instruction_code: true"]
+)
+def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, settings):
+    """An instruction code that is new begins at zero, where it changes nothing."""
+    first = RECIPE.split("  - max_chunks: 1")[0].replace("num_noise_draws: 1", settings)
     (folder / "further.yaml").write_text(first.replace("1.0e-2", "1.0e-9"))
-    assert loop(folder, looped, "further", "further.yaml") == 0
-    before, after = tensors(looped), tensors(folder / "further/model")
+    out = f"further_{len(settings)}"
+    assert loop(folder, looped, out, "further.yaml") == 0
+    before, after = tensors(looped), tensors(folder / out / "model")
     assert all(torch.allclose(after[k].float(), v.float(), atol=1e-3) for k, v in before.items())
+
+
+def test_a_further_loop_of_another_memory_is_refused(folder, looped, capsys):
+    first = RECIPE.split("  - max_chunks: 1")[0]
     (folder / "other.yaml").write_text(first.replace("rank: 2", "rank: 3"))
     assert loop(folder, looped, "other", "other.yaml") == 2
     assert "other settings than the recipe" in capsys.readouterr().err

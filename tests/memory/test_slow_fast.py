@@ -25,7 +25,11 @@ from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.trainer import train
 
-SHIPPED_RECIPE = Path(__file__).parents[2] / "recipes" / "tabletop_memory.yaml"
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHORT_RECIPE, SHIPPED_RECIPE = (
+    RECIPES / "tabletop_memory_short.yaml",
+    RECIPES / "tabletop_memory.yaml",
+)
 INSTRUCTIONS = ["", "put it away", "return the cube", "put it back"]
 
 
@@ -333,9 +337,10 @@ def test_a_store_with_nothing_to_recall_is_told(model):
         LoopBatches(told_table([[(1, 20)]]), model, recipe(), recipe().stages[0])
 
 
-def test_the_shipped_recipe_recalls_what_the_task_asks_back_and_nothing_else():
+@pytest.mark.parametrize("path", [SHORT_RECIPE, SHIPPED_RECIPE], ids=lambda path: path.stem)
+def test_the_shipped_recipes_recall_what_the_task_asks_back_and_nothing_else(path):
     """A move to the back of the table is no recall."""
-    first, previous = LoopRecipe.load(SHIPPED_RECIPE).recalls
+    first, previous = LoopRecipe.load(path).recalls
     matched = {
         pattern: {text for text in instruction_texts() if re.search(pattern, text)}
         for pattern in (first, previous)
@@ -346,15 +351,18 @@ def test_the_shipped_recipe_recalls_what_the_task_asks_back_and_nothing_else():
     }
 
 
-def test_the_shipped_recipe_is_one():
-    path = SHIPPED_RECIPE
-    changed = LoopRecipe.load(path, ["stages.1.max_chunks=7", "memory.rank=8"])
+def test_single_values_of_a_recipe_can_be_changed():
+    changed = LoopRecipe.load(SHORT_RECIPE, ["stages.1.max_chunks=7", "memory.rank=8"])
     assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4]
     assert changed.memory_config.rank == 8
     for change in ("stages.9.max_chunks=7", "stages.first.max_chunks=7", "stages.0=1"):
         with pytest.raises(SfvgenError, match=re.escape(change)):
-            LoopRecipe.load(path, [change])
-    settings = LoopRecipe.load(path)
-    assert [stage.second_order for stage in settings.stages] == [False, False, True]
-    assert settings.memory_config == replace(MEMORY_VARIANTS["ours"], learning_rate=0.005)
-    assert trained_config("tabletop_memory") == settings.memory_config
+            LoopRecipe.load(SHORT_RECIPE, [change])
+
+
+def test_the_shipped_recipes_make_the_shipped_memory():
+    short, shipped = LoopRecipe.load(SHORT_RECIPE), LoopRecipe.load(SHIPPED_RECIPE)
+    assert [stage.second_order for stage in short.stages] == [False, False, True]
+    assert short.memory_config == replace(MEMORY_VARIANTS["ours"], learning_rate=0.005)
+    assert shipped.memory_config == replace(short.memory_config, instruction_code=True)
+    assert trained_config("tabletop_memory") == shipped.memory_config
