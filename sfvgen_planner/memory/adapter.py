@@ -106,37 +106,53 @@ class _LinearVariant(LoraVariant):
         fast_b = module.fast_b
         if fast_b is None:
             return result
-        rows, memories = x.shape[0], fast_b.shape[0]
-        _check_rows(rows, memories)
+        memories = len(fast_b)
+        _check_rows(len(x), memories)
         if module.fast_a is None:
             hidden = module.lora_A[active_adapter](x)
         else:
             hidden = _products(x, module.fast_a)
-        if active_adapter in module.lora_position_code:
-            code = module.lora_position_code[active_adapter]
-            hidden = (hidden.unflatten(0, (-1, len(code))) + code[:, None]).flatten(0, 1)
-        codes = _codes(module, active_adapter)
-        if codes:
-            groups = max(code.shape[1] for code in codes)
-            spread = [code.repeat_interleave(groups // code.shape[1], dim=1) for code in codes]
-            scale, shift = torch.stack(spread).sum(dim=0)
-            per_group = hidden.reshape(groups, -1, hidden.shape[-1])
-            hidden = per_group * (1 + scale[:, None]) + shift[:, None]
-        return result + _products(hidden, fast_b).reshape(result.shape)
+        hidden = _coded(module, active_adapter, hidden)
+        # Result and product in one kernel: a step is bound by the number of its kernels.
+        return torch.baddbmm(
+            result.reshape(memories, -1, result.shape[-1]),
+            hidden.reshape(memories, -1, hidden.shape[-1]),
+            fast_b.transpose(1, 2),
+        ).reshape(result.shape)
 
 
-def _codes(module: MemoryLinear, adapter: str) -> list[Tensor]:
-    """What W and C are the sum of, each `(2, groups, r)`, for equal shares of the batch."""
-    codes = []
+def _coded(module: MemoryLinear, adapter: str, hidden: Tensor) -> Tensor:
+    """`(A h + P[cell]) * (1 + W) + C` of `A h` `(rows, frames, r)`, with the codes there are."""
+    codes = _scale_and_shift(module, adapter)
+    positions = module.lora_position_code
+    position = positions.get(adapter)
+    if codes is None:
+        if position is None:
+            return hidden
+        return hidden.unflatten(0, (-1, len(position))) + position[:, None]
+    scale, bias = 1 + codes[0][:, None], codes[1][:, None]
+    if position is not None:
+        bias = torch.addcmul(bias, position, scale)
+    groups, cells = bias.shape[:2]
+    grouped = hidden.reshape(groups, -1, cells, *hidden.shape[1:])
+    return torch.addcmul(bias[:, None, :, None], grouped, scale[:, :, None, None])
+
+
+def _scale_and_shift(module: MemoryLinear, adapter: str) -> Tensor | None:
+    """W and C `(2, groups, r)` for equal shares of the batch; None where there are no such."""
+    codes = None
     if adapter in module.lora_time_scale:
         tables = torch.stack([getattr(module, name)[adapter] for name in _TIME_CODES])
         assert module.chunks is not None
-        codes.append(tables[:, module.chunks.clamp(max=tables.shape[1] - 1)])
+        codes = tables[:, module.chunks.clamp(max=tables.shape[1] - 1)]
     if adapter in module.lora_instruction_scale:
         states = module.heard.states
         assert states is not None
         matrices = torch.stack([getattr(module, name)[adapter] for name in _INSTRUCTION_CODES])
-        codes.append((states @ matrices).to(matrices.dtype))
+        told = (states @ matrices).to(matrices.dtype)
+        if codes is None:
+            return told
+        codes = told + codes.repeat_interleave(told.shape[1] // codes.shape[1], dim=1)
     return codes
 
 
