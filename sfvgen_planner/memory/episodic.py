@@ -1,36 +1,34 @@
 """Episodic memory, the fast weights of episodes (paper section 3.2, Eq. 3, Algorithm 1a)."""
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
+from sfvgen_planner.memory.adapter_files import (
+    COUNTER,
+    MEMORY_FOLDER,
+    read_adapter,
+    trained_adapter,
+    write_adapter,
+)
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.objective import draw_timesteps
-from sfvgen_planner.world_model.shipped import shipped_folder
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
 logger = logging.getLogger(__name__)
 
-MEMORY_FOLDER = "memory"
-"""Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
-_WEIGHTS_FILE = "adapter_model.safetensors"
-_SETTINGS_FILE = "memory.json"
-_COUNTER = "num_writes"
 _HISTORY = "history"
 
 
@@ -124,7 +122,7 @@ class EpisodicMemory:
         Raises:
             SfvgenError: There is no such checkpoint, or its memory is broken or another model's.
         """
-        trained = _trained_adapter(name_or_path)
+        trained = trained_adapter(name_or_path)
         if trained is None:
             return cls(world_model, num_memories=num_memories, seed=seed)
         tensors, config = trained
@@ -278,7 +276,7 @@ class EpisodicMemory:
     def state(self, index: int = 0) -> dict[str, Tensor]:
         """A copy of all that `write` changed: tensors under PEFT's names, the number of writes."""
         state = {name: value[index].cpu().clone() for name, value in self._fast.items()}
-        state[_COUNTER] = torch.tensor(self._num_writes[index])
+        state[COUNTER] = torch.tensor(self._num_writes[index])
         if self._history[index]:
             state[_HISTORY] = torch.stack(self._history[index])
         return state
@@ -289,7 +287,7 @@ class EpisodicMemory:
         Raises:
             SfvgenError: The state belongs to another model or rank.
         """
-        tensors = {k: v for k, v in state.items() if k not in (_COUNTER, _HISTORY)}
+        tensors = {k: v for k, v in state.items() if k not in (COUNTER, _HISTORY)}
         own = {name: value.shape[1:] for name, value in self._fast.items()}
         if own != {name: tensor.shape for name, tensor in tensors.items()}:
             raise SfvgenError(
@@ -298,14 +296,14 @@ class EpisodicMemory:
             )
         for name, tensor in tensors.items():
             self._fast[name][index] = tensor.to(self._fast[name])
-        self._num_writes[index] = int(state[_COUNTER])
+        self._num_writes[index] = int(state[COUNTER])
         self._history[index] = list(state.get(_HISTORY, ()))
         self._place()
 
     def save_pretrained(self, folder: str | PathLike[str], index: int = 0) -> None:
         """Write one memory as a PEFT adapter folder, which `peft` reads too, with its counter."""
         state = self.state(index)
-        num_writes = int(state.pop(_COUNTER))
+        num_writes = int(state.pop(COUNTER))
         write_adapter(
             Path(folder), self._adapters, {**self._adapters.tensors(), **state}, num_writes
         )
@@ -328,7 +326,7 @@ class EpisodicMemory:
                 )
         names = [*self._fast, _HISTORY]
         state = {name: value for name, value in tensors.items() if name in names}
-        self.load({**state, _COUNTER: torch.tensor(num_writes)}, index)
+        self.load({**state, COUNTER: torch.tensor(num_writes)}, index)
 
     def _load_slow(self, tensors: dict[str, Tensor]) -> None:
         """The adapters' parameters as the slow-fast loop left them."""
@@ -445,52 +443,3 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
-
-
-def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
-    """Settings of the memory that a checkpoint's slow weights were trained with, if with any.
-
-    Raises:
-        SfvgenError: There is no such checkpoint, or its memory is broken.
-    """
-    trained = _trained_adapter(name_or_path)
-    return None if trained is None else trained[1]
-
-
-def _trained_adapter(
-    name_or_path: str | PathLike[str],
-) -> tuple[dict[str, Tensor], MemoryConfig] | None:
-    folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
-    return read_adapter(folder)[:2] if folder.is_dir() else None
-
-
-def write_adapter(
-    folder: Path, adapters: Adapters, tensors: dict[str, Tensor], num_writes: int = 0
-) -> None:
-    """Write a PEFT adapter folder and the memory's own settings, each file in one go."""
-    settings = {"config": asdict(adapters.config), _COUNTER: num_writes}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{_WEIGHTS_FILE}.tmp"
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
-    temporary.replace(folder / _WEIGHTS_FILE)
-    adapters.peft_settings().save_pretrained(str(folder))
-    temporary = folder / f"{_SETTINGS_FILE}.tmp"
-    temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    temporary.replace(folder / _SETTINGS_FILE)
-
-
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], MemoryConfig, int]:
-    """The tensors, settings and number of writes that `write_adapter` wrote.
-
-    Raises:
-        SfvgenError: The folder is missing or broken.
-    """
-    try:
-        tensors = load_file(folder / _WEIGHTS_FILE)
-        settings = json.loads((folder / _SETTINGS_FILE).read_text())
-        return tensors, MemoryConfig(**settings["config"]), int(settings[_COUNTER])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise SfvgenError(
-            f"{folder} holds no readable memory ({type(error).__name__}); "
-            "give a folder that EpisodicMemory.save_pretrained wrote"
-        ) from error

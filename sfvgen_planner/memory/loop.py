@@ -11,7 +11,7 @@ from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.memory.adapter import Adapters
-from sfvgen_planner.memory.episodic import MEMORY_FOLDER, read_adapter, write_adapter
+from sfvgen_planner.memory.adapter_files import MEMORY_FOLDER, read_adapter, write_adapter
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
