@@ -27,6 +27,7 @@ class MemoryConfig(EvaluationConfig):
         horizons: memory horizons in chunks.
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: of the instruction.
+        no_loop_model: what the slow-fast loop of the model began with.
     """
 
     num_open_loop_episodes: int = 200
@@ -37,6 +38,7 @@ class MemoryConfig(EvaluationConfig):
     horizons: tuple[int, ...] = tuple(NUM_MOVES_SINCE)
     num_inference_steps: int = 4
     guidance_scale: float = 2.0
+    no_loop_model: str = "tabletop"
 
     def __post_init__(self) -> None:
         check_choices(

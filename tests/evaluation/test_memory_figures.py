@@ -303,8 +303,9 @@ def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkey
     names = [name for name in FIGURES if not name.startswith("open_loop")]
     variants = ("none", "paper", "anchor_frame")
     rows = run(tmp_path / "a.json", tiny_checkpoint, names, variants=variants, num_episodes=1)
-    # Peak memory is known of GPUs only.
-    assert set(names) - {row["name"] for row in rows} == {"fast_learning_memory_overhead"}
+    # Peak memory is known of GPUs only, and this model has been through no loop.
+    missing = {"fast_learning_memory_overhead", "distance_ratio_no_loop"}
+    assert set(names) - {row["name"] for row in rows} == missing
     assert all(np.isfinite(row["value"]) for row in rows)
     told = {name: [row["variant"] for row in rows if row["name"] == name] for name in names}
     # Another context is no memory: it has neither plans nor a cost of learning.
@@ -314,6 +315,33 @@ def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkey
     steps = [r["num_inference_steps"] for r in rows if r["name"] == "fast_learning_time_overhead"]
     assert steps == [6, 1]
     assert told["batch_16_cost_ratio"] == ["paper", "paper"]
+
+
+def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
+    tmp_path, tiny_checkpoint, looped_checkpoint, quick
+):
+    """Ours after the loop, over the paper's before it, each as the closed loop measures it."""
+    sizes = {"num_episodes": 2, "no_loop_model": str(tiny_checkpoint)}
+    rows = run(tmp_path / "a.json", looped_checkpoint, ["distance_ratio_no_loop"], **sizes)
+    ratio = rows.pop()
+    looped, plain = (
+        {
+            row["name"]: row["value"]
+            for row in run(
+                tmp_path / f"{variant}.json",
+                checkpoint,
+                ["closed_loop_distance_m"],
+                variants=(variant,),
+                num_episodes=2,
+            )
+        }
+        for checkpoint, variant in ((looped_checkpoint, "ours"), (tiny_checkpoint, "paper"))
+    )
+    assert {row["name"]: row["value"] for row in rows} == pytest.approx(plain)
+    assert {(row["model"], row["variant"]) for row in rows} == {(str(tiny_checkpoint), "paper")}
+    name = "closed_loop_distance_m"
+    assert ratio["value"] == pytest.approx(looped[name] / plain[name])
+    assert ratio["reference_model"] == str(tiny_checkpoint)
 
 
 def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):
