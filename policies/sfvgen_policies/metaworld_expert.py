@@ -36,7 +36,8 @@ class MetaWorldExpert(NoisyExpert):
         names = [name for name, known in ALL_V3_ENVIRONMENTS.items() if known is task]
         if not names:
             raise ValueError(f"Meta-World has no expert for {task.__name__}.")
-        self._expert = ENV_POLICY_MAP[names[0]]()
+        expert_class: Any = ENV_POLICY_MAP[names[0]]
+        self._expert = expert_class()
         super().__init__(3, noise)
 
     def act(self, observation: Any, instruction: str = "") -> np.ndarray:
