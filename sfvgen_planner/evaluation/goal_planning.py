@@ -1,7 +1,8 @@
 """How often planning towards a goal image succeeds in any environment, against expert and random.
 
 The goal is the last picture of the environment's expert on the same seed: what a user would show
-the robot, reachable by construction. Only seeds on which the expert succeeds count.
+the robot, reachable by construction. Seeds on which the expert fails have no goal: they count for
+the expert alone.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class GoalPlanningConfig(EvaluationConfig):
         env: Gymnasium id of what the model was trained in, also ``module:id``.
         env_kwargs: of `gymnasium.make`.
         methods: names of `METHODS`; all by default.
-        num_planned_episodes: of each method, all on the same seeds.
+        num_planned_episodes: with a goal image, the same for each method.
         num_candidates: action sequences in each iteration of the search.
         num_iterations: of the search.
         num_inference_steps: denoiser calls for each imagined chunk.
@@ -97,26 +98,28 @@ def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
     require(bool(config.env), "name the environment that the model was trained in, with --env")
     model = load_world_model(config.model).to(config.device)
     with closing(make_env(config.env, config.env_kwargs, model.config.frame_skip)) as env:
-        goals = expert_goals(env, config, model.config.image_size)
+        outcomes = expert_outcomes(env, config, model.config.image_size)
+        goals = {seed: frame for seed, (success, frame) in outcomes.items() if success}
         fields = {"env": config.env, "env_kwargs": dict(config.env_kwargs)}
         for name in config.methods or METHODS:
-            for figure, values in _values(name, env, model, goals, config).items():
+            if name == "expert":
+                rates = [float(success) for success, _ in outcomes.values()]
+                seeds, figures = list(outcomes), {"success_rate": rates}
+            else:
+                seeds, figures = list(goals), _values(name, env, model, goals, config)
+            settings = fields | (_search(config) if name == "mpc" else {})
+            for figure, values in figures.items():
                 yield Figure.measured(
-                    figure,
-                    values,
-                    UNITS[figure],
-                    goals,
-                    config.device,
-                    method=name,
-                    **fields,
-                    **(_search(config) if name == "mpc" else {}),
+                    figure, values, UNITS[figure], seeds, config.device, method=name, **settings
                 )
 
 
-def expert_goals(
+def expert_outcomes(
     env: Environment, config: GoalPlanningConfig, image_size: int
-) -> dict[int, np.ndarray]:
-    """Seed to the last picture of the expert's episode, for the first seeds that it succeeds on.
+) -> dict[int, tuple[bool, np.ndarray]]:
+    """Seed to whether the expert succeeds and the last picture of its episode.
+
+    As many seeds as it takes for ``num_planned_episodes`` successes.
 
     Raises:
         SfvgenError: there is no expert for this environment, or it fails too often.
@@ -125,13 +128,14 @@ def expert_goals(
         expert = make_policy("expert", env)
     except ValueError as error:
         raise SfvgenError(f"the goal images come from an expert: {error}") from error
-    goals: dict[int, np.ndarray] = {}
+    outcomes: dict[int, tuple[bool, np.ndarray]] = {}
+    num_goals = 0
     for seed in config.seeds(_SEEDS_PER_EPISODE * config.num_planned_episodes):
         episode = record_episode(env, expert, seed, EpisodeSource(), image_size)
-        if succeeded(episode):
-            goals[seed] = episode.frames[-1]
-        if len(goals) == config.num_planned_episodes:
-            return goals
+        outcomes[seed] = succeeded(episode), episode.frames[-1]
+        num_goals += succeeded(episode)
+        if num_goals == config.num_planned_episodes:
+            return outcomes
     raise SfvgenError(
         f"the expert of {config.env} succeeds in less than 1 of {_SEEDS_PER_EPISODE} episodes, "
         "which is too few for goal images"
@@ -145,8 +149,8 @@ def _values(
     goals: Mapping[int, np.ndarray],
     config: GoalPlanningConfig,
 ) -> dict[str, list[float]]:
-    """Figure to one value per episode."""
-    if name != "mpc":
+    """Figure to one value per episode with a goal."""
+    if name == "random":
         episodes = play(env, make_policy(name, env), list(goals), name)
         return {"success_rate": [float(succeeded(episode)) for episode in episodes]}
     imagination = ImaginationWrapper(env, model)
