@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-from sfvgen_envs.wrappers import InstructionObservation
+from sfvgen_envs.robots import register_robots
+from sfvgen_envs.wrappers import FixedInstruction, InstructionObservation
 
-__all__ = ["InstructionObservation", "register_envs"]
+__all__ = ["FixedInstruction", "InstructionObservation", "register_envs"]
 
 
 def register_envs() -> None:
@@ -20,6 +21,7 @@ def register_envs() -> None:
             id="sfvgen/TabletopReturn-v0",
             entry_point="sfvgen_envs.tabletop_return:TabletopReturnEnv",
         )
+        register_robots()
 
 
 register_envs()

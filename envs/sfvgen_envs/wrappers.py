@@ -1,4 +1,4 @@
-"""Wrappers for environments that are told what to do in words."""
+"""Wrappers for environments that are told what to do in words, and for those of others."""
 
 from __future__ import annotations
 
@@ -45,3 +45,42 @@ class InstructionObservation(
     @staticmethod
     def _with_instruction(observation: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
         return {**observation, "instruction": info["instruction"]}
+
+
+class FixedInstruction(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Say the same words in every step, as ``info["instruction"]``.
+
+    Args:
+        env: any environment.
+        instruction: what the robot is told.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], instruction: str) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, instruction=instruction)
+        super().__init__(env)
+        self.instruction = instruction
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {**info, "instruction": self.instruction}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {**info, "instruction": self.instruction}
+
+
+class SeededReset(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Give the seed of ``reset`` to an environment that ignores it but draws from ``np_random``."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
+        return self.env.reset(seed=seed, options=options)

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
             "policy": args.policy,
             "episodes": args.episodes,
             "seed": args.seed,
-            "env_kwargs": _json_object(args.env_kwargs, "--env-kwargs"),
-            "policy_kwargs": _json_object(args.policy_kwargs, "--policy-kwargs"),
+            "env_kwargs": json_object(args.env_kwargs, "--env-kwargs"),
+            "policy_kwargs": json_object(args.policy_kwargs, "--policy-kwargs"),
         }
         values = {
             "sources": [source],
@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _json_object(text: str, option: str) -> dict[str, Any]:
+def json_object(text: str, option: str) -> dict[str, Any]:
+    """Read the value of an option that is a JSON object; an SfvgenError names the option."""
     try:
         value = json.loads(text)
     except ValueError as error:

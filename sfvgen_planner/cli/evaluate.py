@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sfvgen_planner.cli.collect import json_object
+
 
 class _Evaluation(NamedTuple):
     module: str
@@ -49,6 +51,11 @@ _EVALUATIONS = {
         "PlanningConfig",
         "planners against expert and random, memory on and off",
     ),
+    "goal-planning": _Evaluation(
+        "goal_planning",
+        "GoalPlanningConfig",
+        "planning to a goal image in any environment, against its expert and random",
+    ),
 }
 
 
@@ -59,6 +66,7 @@ _SETTINGS = (
     "methods",
     "levels",
     "num_candidates",
+    "env",
     "algorithm",
     "num_training_seeds",
     "num_start_steps",
@@ -116,6 +124,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             _add_policy_learning_options(one)
         if name == "planning":
             _add_planning_options(one)
+        if name == "goal-planning":
+            _add_goal_planning_options(one)
         one.set_defaults(run=run, resumes=False)
 
 
@@ -197,6 +207,19 @@ def _add_planning_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env", required=True, metavar="ID", help="that the model was trained in, also module:id"
+    )
+    parser.add_argument("--env-kwargs", default="{}", metavar="JSON", help="of gymnasium.make")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="mpc, expert, random (default: all)"
+    )
+    parser.add_argument(
+        "--num-candidates", type=int, metavar="N", help="of an iteration of the search"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, write and print the figures, and draw them."""
     from sfvgen_planner.evaluation.measure import measure
@@ -209,6 +232,8 @@ def run(args: argparse.Namespace) -> int:
     picture = None if getattr(args, "plot", None) is None else Path(args.plot)
     if args.evaluation == "policy":
         config = replace(config, video_planner=args.video_planner)
+    if args.evaluation == "goal-planning":
+        config = replace(config, env_kwargs=json_object(args.env_kwargs, "--env-kwargs"))
     if picture is not None:
         from sfvgen_planner.evaluation.plotting import require_matplotlib
 

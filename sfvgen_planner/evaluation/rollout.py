@@ -33,5 +33,5 @@ def play(
 
 
 def succeeded(episode: Episode) -> bool:
-    """Whether the environment says so in its last ``info["is_success"]``."""
-    return bool(episode.info.get("is_success", False))
+    """Whether the environment says so in its last ``info``: ``is_success``, or else ``success``."""
+    return bool(episode.info.get("is_success", episode.info.get("success", False)))

@@ -1,0 +1,30 @@
+"""The shipped recipes of other people's robots."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import sfvgen_envs  # noqa: F401, registers the environments
+
+from sfvgen_planner.data.recipe import DataRecipe
+from sfvgen_planner.evaluation.measure import HELD_OUT_SEED
+from sfvgen_planner.world_model.recipe import Recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("name", ["fetch_push", "metaworld_reach", "ogbench_cube"])
+def test_recipes_collect_from_seeds_of_their_own_and_train_a_planner(name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
+    data = DataRecipe.load(path)
+    assert data.env_id in gym.registry
+    seeds = [source.seed + i for source in data.sources for i in range(source.episodes)]
+    assert len(seeds) == len(set(seeds))
+    assert max(seeds) < HELD_OUT_SEED
+    assert {source.policy for source in data.sources} == {"expert", "random"}
+    assert {0, 0.3} <= {source.policy_kwargs.get("noise", 0) for source in data.sources}
+    recipe = Recipe.load(path)
+    assert recipe.autoencoder is not None
+    assert recipe.world_model is not None
+    # A search must see whole plans in one chunk.
+    assert recipe.world_model.num_future_frames == 8

@@ -1,0 +1,140 @@
+"""Planning to goal images, on a point mass whose expert and world model are known."""
+
+import json
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from sfvgen_policies.registry import EXPERTS
+
+from sfvgen_planner.cli.main import main
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation import goal_planning
+from sfvgen_planner.evaluation.goal_planning import FIGURES, GoalPlanningConfig, PlanToGoals
+from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
+from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.planning import MPCPlanner, PlanningPolicy
+from tests.point_mass import PointMassEnv, PointMassWorldModel
+
+ENV_ID = "tests/Corner-v0"
+WAY = np.array([-0.2, -0.2])
+
+
+class CornerEnv(PointMassEnv):
+    """Succeeds where the point ends `WAY` from where it began, but never for odd seeds."""
+
+    def __init__(self, render_mode="rgb_array", impossible=False):
+        super().__init__(render_mode, num_steps=8)
+        self.impossible = impossible
+
+    def reset(self, *, seed=None, options=None):
+        self.fails = self.impossible or (seed is not None and seed % 2 == 1)
+        observation, info = super().reset(seed=seed, options=options)
+        self.target = observation + WAY
+        return observation, info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        near = np.linalg.norm(observation - self.target) < 0.06
+        return observation, reward, terminated, truncated, {**info, "success": near > self.fails}
+
+
+class CornerExpert:
+    def __init__(self, env):
+        pass
+
+    def reset(self, seed=None):
+        pass
+
+    def act(self, observation, instruction):
+        return np.array([-0.5, -0.5], np.float32)
+
+
+class Model(PointMassWorldModel):
+    def to(self, device):
+        return self
+
+
+@pytest.fixture
+def config(monkeypatch):
+    gym.register(ENV_ID, entry_point=CornerEnv)
+    monkeypatch.setitem(EXPERTS, CornerEnv.__module__, f"{CornerExpert.__module__}:CornerExpert")
+    monkeypatch.setattr(goal_planning, "load_world_model", lambda name: Model())
+    yield replace(GoalPlanningConfig.of("corner", "cpu", num_episodes=5), env=ENV_ID)
+    del gym.registry[ENV_ID]
+
+
+def rows_of(path):
+    return json.loads(path.read_text())["figures"]
+
+
+def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, config):
+    out = tmp_path / "goals.json"
+    measure(out, config, FIGURES)
+    rows = {(row["name"], row["method"]): row for row in rows_of(out)}
+    assert rows.keys() == {("plans_per_second", "mpc")} | {
+        ("success_rate", method) for method in ("mpc", "expert", "random")
+    }
+    # The expert fails on odd seeds: it needs 9 for 5 goals.
+    expert = rows.pop(("success_rate", "expert"))
+    assert expert["seeds"] == list(range(HELD_OUT_SEED, HELD_OUT_SEED + 9))
+    assert expert["value"] == pytest.approx(5 / 9)
+    assert rows["success_rate", "mpc"]["value"] == 1
+    assert rows["success_rate", "random"]["value"] < 0.5
+    for row in rows.values():
+        assert row["seeds"] == [HELD_OUT_SEED + 2 * i for i in range(5)]
+        assert row["env"] == ENV_ID
+    assert rows["success_rate", "mpc"]["model"] == "corner"
+
+
+def test_each_episode_has_the_goal_of_its_seed(config):
+    env = ImaginationWrapper(gym.make(ENV_ID), Model())
+    goals = {seed: np.full((32, 32, 3), seed, np.uint8) for seed in (4, 6)}
+    policy = PlanToGoals(PlanningPolicy(env, MPCPlanner()), goals)
+    for seed in (6, 4):
+        policy.reset(seed)
+        assert policy.policy.goal is goals[seed]
+    with pytest.raises(SfvgenError, match="no goal image for the seed 5"):
+        policy.reset(5)
+
+
+def test_the_search_has_the_size_that_is_asked_for(config):
+    planner = goal_planning.planner(replace(config, num_candidates=6, num_iterations=2))
+    env = ImaginationWrapper(gym.make(ENV_ID), Model())
+    env.reset(seed=0)
+    plan = planner.plan(env, np.zeros((32, 32, 3), np.uint8), seed=0)
+    assert max(env.world_model.batch_sizes) == 6
+    assert plan.actions.shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env": ""}, "name the environment"),
+        ({"env": "Pendulum-v1"}, "expert: .* only knows"),
+        ({"env_kwargs": {"impossible": True}}, "less than 1 of 4 episodes"),
+    ],
+)
+def test_without_goal_images_it_is_told_why(config, change, message):
+    with pytest.raises(SfvgenError, match=message):
+        list(goal_planning.measure_goal_planning(replace(config, **change)))
+
+
+def test_wrong_settings_are_told():
+    with pytest.raises(SfvgenError, match="no method 'mpcs'; choose from mpc, expert, random"):
+        GoalPlanningConfig(methods=("mpcs",))
+    with pytest.raises(SfvgenError, match="num_candidates must be at least 2"):
+        GoalPlanningConfig(num_candidates=1)
+
+
+def test_the_command_line_passes_all_of_it_on(tmp_path, config, capsys):
+    out = tmp_path / "goals.json"
+    options = ["--methods", "expert", "--episodes", "2", "--device", "cpu", "--out", str(out)]
+    kwargs = ["--env-kwargs", '{"impossible": false}']
+    assert main(["eval", "goal-planning", "--env", ENV_ID, *kwargs, *options]) == 0
+    (row,) = rows_of(out)
+    assert (row["method"], row["episodes"]) == ("expert", 3)
+    assert row["env_kwargs"] == {"impossible": False}
+    assert main(["eval", "goal-planning", "--env", ENV_ID, "--env-kwargs", "[]", *options]) == 2
+    assert "--env-kwargs must be a JSON object" in capsys.readouterr().err
