@@ -124,8 +124,7 @@ class _LinearVariant(LoraVariant):
 def _coded(module: MemoryLinear, adapter: str, hidden: Tensor) -> Tensor:
     """`(A h + P[cell]) * (1 + W) + C` of `A h` `(rows, frames, r)`, with the codes there are."""
     codes = _scale_and_shift(module, adapter)
-    positions = module.lora_position_code
-    position = positions.get(adapter)
+    position = module.lora_position_code.get(adapter)
     if codes is None:
         if position is None:
             return hidden

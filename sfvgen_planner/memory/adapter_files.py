@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.files import replacing, write_json
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.world_model.shipped import shipped_folder
@@ -46,13 +47,10 @@ def write_adapter(
     """Write a PEFT adapter folder and the memory's own settings, each file in one go."""
     settings = {"config": asdict(adapters.config), COUNTER: num_writes}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{_WEIGHTS_FILE}.tmp"
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
-    temporary.replace(folder / _WEIGHTS_FILE)
+    with replacing(folder / _WEIGHTS_FILE) as temporary:
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     adapters.peft_settings().save_pretrained(str(folder))
-    temporary = folder / f"{_SETTINGS_FILE}.tmp"
-    temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    temporary.replace(folder / _SETTINGS_FILE)
+    write_json(folder / _SETTINGS_FILE, settings)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], MemoryConfig, int]:
