@@ -24,7 +24,6 @@ def measure_cost(config: MemoryConfig) -> Iterator[Figure]:
     """What fast learning adds to the generation of a chunk, in time and memory."""
     variants = _distinct_memories(config)
     model = load_world_model(config.model).to(config.device)
-    # All of them first: a memory leaves the model with attention that is made for gradients.
     plain = {
         steps: _cost(partial(_generate, model, None, steps, config), config)
         for steps in config.timed_steps

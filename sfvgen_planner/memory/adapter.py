@@ -9,7 +9,6 @@ samples then has N memories of S samples each, in order, and costs one batched m
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from torch.utils.hooks import RemovableHandle
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +37,58 @@ _INSTRUCTION_CODES = ("lora_instruction_scale", "lora_instruction_shift")
 _CODES = ("lora_position_code", *_TIME_CODES, *_INSTRUCTION_CODES)
 
 
-class Heard:
-    """The instructions of the batch that the denoiser works on, shared by all layers.
+class LayerCodes:
+    """What chunk indices and instructions give all layers of the denoiser for its present batch.
+
+    They are found for all layers at once: layer by layer, their many small kernels would cost more
+    than the memory's own products.
 
     Attributes:
-        states: `(samples, text size)`, the mean of each one's hidden states; None at other times.
+        of_layer: for each layer `1 + W` and C, `(groups, 1, r)` each, for equal shares of the
+            batch; None at other times.
     """
 
-    states: Tensor | None = None
+    of_layer: list[tuple[Tensor, Tensor]] | None = None
+
+    def __init__(self, layers: list["MemoryLinear"]) -> None:
+        self._layers = layers
+        for index, layer in enumerate(layers):
+            layer.codes, layer.code_index = self, index
+
+    def listen(self, unet: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the denoiser works: hear the instructions."""
+        placed = next((layer for layer in self._layers if layer.fast_b is not None), None)
+        if placed is not None:
+            states = kwargs["encoder_hidden_states"].mean(dim=1)
+            assert placed.fast_b is not None
+            _check_rows(len(states), len(placed.fast_b))
+            scale, shift = self._codes(states, placed)[:, :, :, None]
+            self.of_layer = list(zip((1 + scale).unbind(), shift.unbind(), strict=True))
+
+    def forget(self, unet: nn.Module, args: Any, output: Any) -> None:
+        """Afterwards: a graph must not outlive its step."""
+        self.of_layer = None
+
+    def _codes(self, states: Tensor, placed: "MemoryLinear") -> Tensor:
+        """W and C `(2, layers, groups, r)` for instructions `(samples, text size)`."""
+        codes = None
+        if _ADAPTER in placed.lora_time_scale:
+            tables = self._stacked(_TIME_CODES)
+            assert placed.chunks is not None
+            codes = tables[:, :, placed.chunks.clamp(max=tables.shape[2] - 1)]
+        if _ADAPTER in placed.lora_instruction_scale:
+            matrices = self._stacked(_INSTRUCTION_CODES)
+            told = (states @ matrices).to(matrices.dtype)
+            if codes is None:
+                return told
+            codes = told + codes.repeat_interleave(told.shape[2] // codes.shape[2], dim=2)
+        assert codes is not None
+        return codes
+
+    def _stacked(self, names: tuple[str, str]) -> Tensor:
+        """The layers' codes of these two names, `(2, layers, ..., r)`."""
+        tables = [getattr(layer, name)[_ADAPTER] for name in names for layer in self._layers]
+        return torch.stack(tables).unflatten(0, (len(names), -1))
 
 
 class _MemoryLayer(LoraLayer):
@@ -58,14 +100,12 @@ class _MemoryLayer(LoraLayer):
         fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
             the slow model's.
         chunks: `(memories,)`, each one's chunk index.
-        heard: The instructions.
     """
 
     fast_factors: tuple[str, ...] = ()
     fast_a: Tensor | None = None
     fast_b: Tensor | None = None
     chunks: Tensor | None = None
-    heard: Heard
 
     def place(self, fast_a: Tensor | None, fast_b: Tensor | None, chunks: Tensor | None) -> None:
         self.fast_a, self.fast_b, self.chunks = fast_a, fast_b, chunks
@@ -75,9 +115,15 @@ class MemoryLinear(LoraLinear, _MemoryLayer):
     """A linear layer with `B_n ((A h + P[cell]) * (1 + W) + C)` for memory n.
 
     W and C are the sums of what its chunk index and the sample's instruction give them.
+
+    Attributes:
+        codes: W and C of all layers, or None where there are none.
+        code_index: This layer's among them.
     """
 
     adapter_layer_names = (*LoraLayer.adapter_layer_names, *_CODES)
+    codes: LayerCodes | None = None
+    code_index: int = 0
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
         return _LinearVariant()
@@ -123,36 +169,18 @@ class _LinearVariant(LoraVariant):
 
 def _coded(module: MemoryLinear, adapter: str, hidden: Tensor) -> Tensor:
     """`(A h + P[cell]) * (1 + W) + C` of `A h` `(rows, frames, r)`, with the codes there are."""
-    codes = _scale_and_shift(module, adapter)
     position = module.lora_position_code.get(adapter)
-    if codes is None:
+    if module.codes is None:
         if position is None:
             return hidden
         return hidden.unflatten(0, (-1, len(position))) + position[:, None]
-    scale, bias = 1 + codes[0][:, None], codes[1][:, None]
+    assert module.codes.of_layer is not None
+    scale, bias = module.codes.of_layer[module.code_index]
     if position is not None:
         bias = torch.addcmul(bias, position, scale)
     groups, cells = bias.shape[:2]
     grouped = hidden.reshape(groups, -1, cells, *hidden.shape[1:])
     return torch.addcmul(bias[:, None, :, None], grouped, scale[:, :, None, None])
-
-
-def _scale_and_shift(module: MemoryLinear, adapter: str) -> Tensor | None:
-    """W and C `(2, groups, r)` for equal shares of the batch; None where there are no such."""
-    codes = None
-    if adapter in module.lora_time_scale:
-        tables = torch.stack([getattr(module, name)[adapter] for name in _TIME_CODES])
-        assert module.chunks is not None
-        codes = tables[:, module.chunks.clamp(max=tables.shape[1] - 1)]
-    if adapter in module.lora_instruction_scale:
-        states = module.heard.states
-        assert states is not None
-        matrices = torch.stack([getattr(module, name)[adapter] for name in _INSTRUCTION_CODES])
-        told = (states @ matrices).to(matrices.dtype)
-        if codes is None:
-            return told
-        codes = told + codes.repeat_interleave(told.shape[1] // codes.shape[1], dim=1)
-    return codes
 
 
 class _ConvVariant(LoraVariant):
@@ -259,15 +287,6 @@ def _count_cells(world_model: VideoWorldModel) -> None:
             hook.remove()
 
 
-def _listen(heard: Heard, unet: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    heard.states = kwargs["encoder_hidden_states"].mean(dim=1)
-
-
-def _forget(heard: Heard, unet: nn.Module, args: Any, output: Any) -> None:
-    # A graph must not outlive its step.
-    heard.states = None
-
-
 def slow_weights(unet: nn.Module) -> dict[str, Tensor]:
     """All that memories are read with, by name: the slow weights, and what is slow of adapters.
 
@@ -304,8 +323,6 @@ class Adapters:
         if any(isinstance(module, LoraLayer) for module in unet.modules()):
             raise SfvgenError("this model has a memory already; detach() that one first")
         self.config = config
-        # Fused attention can't be differentiated twice, either.
-        use_trainable_attention(unet)
         try:
             self._peft: PeftModel = get_peft_model(unet, peft_config(world_model, config))
         except SfvgenError:
@@ -320,17 +337,18 @@ class Adapters:
             for name, module in self._peft.named_modules()
             if isinstance(module, _MemoryLayer)
         }
-        self._hooks = self._listen_to(unet) if config.instruction_code else ()
+        self._hooks = self._listen_to(unet)
         self._draw(seed)
 
     def _listen_to(self, unet: nn.Module) -> tuple[RemovableHandle, ...]:
-        """Let the layers hear the instructions that the denoiser is given."""
-        heard = Heard()
-        for layer in self._layers.values():
-            layer.heard = heard
+        """Give the layers their codes whenever the denoiser works, if they have any."""
+        if not (self.config.num_time_codes or self.config.instruction_code):
+            return ()
+        layers = [layer for layer in self._layers.values() if isinstance(layer, MemoryLinear)]
+        codes = LayerCodes(layers)
         return (
-            unet.register_forward_pre_hook(partial(_listen, heard), with_kwargs=True),
-            unet.register_forward_hook(partial(_forget, heard), always_call=True),
+            unet.register_forward_pre_hook(codes.listen, with_kwargs=True),
+            unet.register_forward_hook(codes.forget, always_call=True),
         )
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.objective import draw_timesteps
+from sfvgen_planner.world_model.pipeline import trainable_attention
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
 logger = logging.getLogger(__name__)
@@ -214,17 +215,18 @@ class EpisodicMemory:
         before = {name: value[rows] for name, value in self._fast.items()}
         self._adapters.place(None)
         try:
-            learnt, losses = self._learner.learn(before, written, batches)
-            columns = [losses.new_full(losses.shape, torch.nan)] * 3
-            if measure:
-                with torch.no_grad():
-                    columns[0] = self._learner.losses(probe, len(indices))
-                    columns[1] = losses
-                    if self.config.whole_history:
-                        with self._adapters.placed(before, written):
-                            columns[1] = self._learner.losses(probe, len(indices))
-                    with self._adapters.placed(learnt, written):
-                        columns[2] = self._learner.losses(probe, len(indices))
+            with trainable_attention(self.world_model):
+                learnt, losses = self._learner.learn(before, written, batches)
+                columns = [losses.new_full(losses.shape, torch.nan)] * 3
+                if measure:
+                    with torch.no_grad():
+                        columns[0] = self._learner.losses(probe, len(indices))
+                        columns[1] = losses
+                        if self.config.whole_history:
+                            with self._adapters.placed(before, written):
+                                columns[1] = self._learner.losses(probe, len(indices))
+                        with self._adapters.placed(learnt, written):
+                            columns[2] = self._learner.losses(probe, len(indices))
             table = torch.stack(columns, dim=1).tolist()
             for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()
@@ -348,10 +350,11 @@ class EpisodicMemory:
             self._adapters.place(None)
             return
         self._written.copy_(torch.tensor(self._num_writes))
+        is_written = self._written > 0
         for name, value in self._fast.items():
             if ".lora_B." in name:
-                is_written = (self._written > 0).reshape(-1, *([1] * (value.dim() - 1)))
-                torch.mul(value, is_written, out=self._shown[name])
+                shown = is_written.reshape(-1, *([1] * (value.dim() - 1)))
+                torch.mul(value, shown, out=self._shown[name])
         self._adapters.place(self._shown, self._written)
 
     def _checked(self, memories: Iterable[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -609,3 +610,23 @@ def use_trainable_attention(unet: Denoiser) -> None:
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())
+
+
+@contextmanager
+def trainable_attention(model: VideoWorldModel) -> Iterator[None]:
+    """`use_trainable_attention` for a while, where plain attention is the fastest over space too.
+
+    What it computes for one video does not depend on how many there are, down to the last bit of a
+    gradient: Adam's first steps are gradients' signs.
+    """
+    _, height, width = model.latent_size
+    if height * width > SHORT_SEQUENCE:
+        yield
+        return
+    usual = {m: m.processor for m in model.unet.modules() if isinstance(m, Attention)}
+    use_trainable_attention(model.unet)
+    try:
+        yield
+    finally:
+        for module, processor in usual.items():
+            module.set_processor(processor)

@@ -7,7 +7,7 @@ from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MemoryConfig
-from sfvgen_planner.memory.adapter import Adapters, Heard, peft_config
+from sfvgen_planner.memory.adapter import Adapters, LayerCodes, peft_config
 from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
 from sfvgen_planner.world_model import tiny_world_model
 
@@ -50,12 +50,18 @@ def toy(num_cells=2, instruction_code=False):
     return adapted, adapted.base_model.model.layer
 
 
+def hear(layer, states):
+    """What happens when a denoiser is called whose only adapted layer this is."""
+    LayerCodes([layer]).listen(None, (), {"encoder_hidden_states": states[:, None]})
+
+
 @pytest.mark.parametrize("chunk", [0, 2, 3, 9])
 def test_the_layer_is_its_formula(chunk):
     """B ((A h + P[cell]) * (1 + W[chunk]) + C[chunk]), token by token."""
     adapted, layer = toy(num_cells=2)
     fast = torch.randn(3, 6, 3)
     layer.place(None, fast, torch.tensor([1, chunk, 0]))
+    hear(layer, torch.randn(6, 7))
     # 3 memories of 2 samples of 2 cells, 4 frames.
     x = torch.randn(12, 4, 5)
     out = adapted(x)
@@ -75,9 +81,8 @@ def test_the_instruction_scales_and_shifts_too():
     """B ((A h + P[cell]) * (1 + W[chunk] + s V) + C[chunk] + s D), with s heard by each sample."""
     adapted, layer = toy(num_cells=2, instruction_code=True)
     fast, heard = torch.randn(3, 6, 3), torch.randn(6, 7)
-    layer.heard = Heard()
-    layer.heard.states = heard
     layer.place(None, fast, torch.tensor([1, 3, 0]))
+    hear(layer, heard)
     x = torch.randn(12, 4, 5)
     out = adapted(x)
     codes = {

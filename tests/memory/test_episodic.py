@@ -241,11 +241,19 @@ def test_frames_of_the_wrong_size_are_told_and_write_nothing(model):
 
 @of_both_kinds
 def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_model, config):
-    """Three episodes, of which the second has written more and the third nothing."""
+    """Three episodes, of which the second has written more and the third nothing.
+
+    In double precision: Adam's first step is a gradient's sign, which rounding turns where there
+    is none.
+    """
+
+    def new_double():
+        return new_model().to(torch.float64)
+
     chunks = np.random.default_rng(1).integers(0, 256, (2, 12, 64, 64, 3), dtype=np.uint8)
     past = np.random.default_rng(2).integers(0, 256, (3, 4, 64, 64, 3), dtype=np.uint8)
     generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
-    together = new_model()
+    together = new_double()
     memory = EpisodicMemory(together, config, num_memories=3)
     writes = memory.write_batch(chunks[:, :4], chunks[:, 4:], memories=[0, 1])
     more = memory.write_batch(FRAMES[None, :4], FRAMES[None, 4:], memories=[1])
@@ -253,9 +261,9 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
     videos = together(
         past.repeat(2, 0), num_frames=3, num_inference_steps=1, generator=generators
     ).latents
-    slow = new_model()
+    slow = new_double()
     for index in range(3):
-        model = new_model()
+        model = new_double()
         alone = EpisodicMemory(model, config)
         if index < 2:
             write_alone = alone.write(chunks[index, :4], chunks[index, 4:])
@@ -273,8 +281,7 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
         ).latents
         learnt = (video - plain).norm()
         assert (learnt < 1e-3) == (index == 2)
-        # Adam's first step is a gradient's sign, which rounding may turn where there is none.
-        assert (videos[2 * index : 2 * index + 2] - video).norm() < max(0.1 * learnt, 1e-3)
+        assert (videos[2 * index : 2 * index + 2] - video).norm() < 1e-3
 
 
 @pytest.mark.parametrize("compiled", [False, True])
