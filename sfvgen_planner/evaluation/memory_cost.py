@@ -10,13 +10,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from sfvgen_planner.evaluation.memory_config import MemoryConfig
-from sfvgen_planner.evaluation.memory_variants import Variant, attached
+from sfvgen_planner.evaluation.base_model_speed import build_base_model
+from sfvgen_planner.evaluation.memory_config import MANY_STEPS, MemoryConfig
+from sfvgen_planner.evaluation.memory_variants import OURS, Variant, attached
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, trained_config
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
+from sfvgen_planner.world_model.checkpoint import quiet_libraries
 
 NUM_BATCHED = 16
+BASE_MODEL = "text-to-video-ms-1.7b's architecture, random weights"
 _INSTRUCTION = "return the red cube"
 
 
@@ -33,6 +36,29 @@ def measure_cost(config: MemoryConfig) -> Iterator[Figure]:
             cost = _cost_of_memories(variant, 1, model, steps, config)
             for figure, values in _overheads(plain[steps], cost).items():
                 yield _cost_figure(figure, values, name, steps, config)
+    if torch.device(config.device).type == "cuda":
+        del model
+        yield from measure_base_model_cost(config)
+
+
+def measure_base_model_cost(config: MemoryConfig) -> Iterator[Figure]:
+    """The same for a model of the paper's size (section 3.2's figures), with random weights.
+
+    The memories have the settings that they have on the small model.
+    """
+    model = build_base_model(config.device)
+    with quiet_libraries():
+        model.to(torch.bfloat16)
+    plain = _cost(partial(_generate, model, None, MANY_STEPS, config), config)
+    for name, variant in _distinct_memories(config).items():
+        assert variant.memory is not None
+        trained = trained_config(config.model) if name == OURS else None
+        memory = EpisodicMemory(model, trained or MEMORY_VARIANTS[variant.memory])
+        work = partial(_generate_and_learn, model, memory, MANY_STEPS, config)
+        cost = _cost(work, config)
+        memory.detach()
+        for figure, values in _overheads(plain, cost).items():
+            yield _cost_figure(figure, values, name, MANY_STEPS, config, BASE_MODEL)
 
 
 def measure_batch_cost(config: MemoryConfig) -> Iterator[Figure]:
@@ -120,7 +146,12 @@ def _cost_of_memories(
 
 
 def _cost_figure(
-    name: str, values: np.ndarray, variant: str, num_inference_steps: int, config: MemoryConfig
+    name: str,
+    values: np.ndarray,
+    variant: str,
+    num_inference_steps: int,
+    config: MemoryConfig,
+    model: str | None = None,
 ) -> Figure:
     return Figure.measured(
         name,
@@ -129,7 +160,7 @@ def _cost_figure(
         [0] * len(values),
         config.device,
         variant=variant,
-        model=config.model,
+        model=model or config.model,
         num_inference_steps=num_inference_steps,
         guidance_scale=config.guidance_scale,
     )

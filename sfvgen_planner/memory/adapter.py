@@ -78,7 +78,7 @@ class LayerCodes:
             codes = tables[:, :, placed.chunks.clamp(max=tables.shape[2] - 1)]
         if _ADAPTER in placed.lora_instruction_scale:
             matrices = self._stacked(_INSTRUCTION_CODES)
-            told = (states @ matrices).to(matrices.dtype)
+            told = (states.to(matrices.dtype) @ matrices).to(matrices.dtype)
             if codes is None:
                 return told
             codes = told + codes.repeat_interleave(told.shape[2] // codes.shape[2], dim=2)
@@ -159,11 +159,12 @@ class _LinearVariant(LoraVariant):
         else:
             hidden = _products(x, module.fast_a)
         hidden = _coded(module, active_adapter, hidden)
-        # Result and product in one kernel: a step is bound by the number of its kernels.
+        # Result and product in one kernel: a step is bound by the number of its kernels. PEFT keeps
+        # adapters in single precision where the model has half.
         return torch.baddbmm(
             result.reshape(memories, -1, result.shape[-1]),
-            hidden.reshape(memories, -1, hidden.shape[-1]),
-            fast_b.transpose(1, 2),
+            hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
+            fast_b.transpose(1, 2).to(result.dtype),
         ).reshape(result.shape)
 
 
@@ -203,7 +204,7 @@ class _ConvVariant(LoraVariant):
         _check_rows(len(x), len(fast_b))
         base = module.get_base_layer()
         hidden = _grouped_convolution(x, fast_a, base.stride, base.padding)
-        return result + _grouped_convolution(hidden, fast_b)
+        return result + _grouped_convolution(hidden, fast_b).to(result.dtype)
 
 
 def _products(x: Tensor, weights: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, Stor
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 from sfvgen_planner.world_model.training import (
@@ -64,8 +63,6 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         table, held_out = table.split(HELD_OUT_EVERY)
         held_out = held_out.encoded(model)
     table = table.encoded(model)
-    # Fused attention can't be differentiated twice.
-    use_trainable_attention(model.unet)
     adapters = _attach(model, recipe, init_from)
     if recipe.compile and accelerator.device.type == "cuda":
         # Writes, judged and ordinary windows have a graph each, and more in a further stage.

@@ -16,6 +16,7 @@ from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.objective import draw_timesteps
+from sfvgen_planner.world_model.pipeline import use_trainable_attention
 from sfvgen_planner.world_model.recipe import WorldModelRecipe
 from sfvgen_planner.world_model.slow_learning import (
     LANGUAGE,
@@ -91,6 +92,8 @@ class SlowFastObjective(nn.Module):
         second_order: bool = False,
     ) -> None:
         super().__init__()
+        # Fused attention can't be differentiated twice, either.
+        use_trainable_attention(model.unet)
         self.slow = SlowObjective(model)
         self._adapters = adapters
         self._config = config

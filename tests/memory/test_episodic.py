@@ -332,6 +332,21 @@ def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config
     assert all((v == 0.1).all() for k, v in state.items() if ".lora_B." in k)
 
 
+@of_both_kinds
+def test_a_model_of_half_precision_remembers_too(new_model, config):
+    """Within the precision of a bfloat16 as the same model and memory in single precision."""
+    videos = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = new_model().to(dtype)
+        before = video(model)
+        memory = EpisodicMemory(model, replace(config, instruction_code=config.is_coded))
+        write(memory)
+        videos[dtype] = video(model)
+        learnt = (videos[dtype] - before).norm()
+    difference = (videos[torch.float32] - videos[torch.bfloat16]).norm()
+    assert 0 < difference < 0.5 * learnt
+
+
 def test_a_checkpoint_without_a_loop_gets_the_papers_memory(model, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     assert EpisodicMemory.from_pretrained(model, tmp_path).config == MemoryConfig()
