@@ -82,6 +82,7 @@ class Product(nn.Module):
         self.layer, self.x, self.delta = layer, x, delta
 
     def errors(self, data):
+        self.layer.codes.listen(None, (), {"encoder_hidden_states": torch.zeros(1, 1, 16)})
         return (self.layer(self.x) * self.delta).sum().reshape(1), torch.ones(1)
 
 
