@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
+from sfvgen_planner.world_model.kernels import use_trainable_attention
 
 logger = logging.getLogger(__name__)
 
