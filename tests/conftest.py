@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,14 @@ import torch
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.world_model import tiny_world_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sb3_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stable-Baselines3 makes a folder in the system's temporary one for each training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
 
 
 @pytest.fixture(scope="session")

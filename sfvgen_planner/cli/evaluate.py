@@ -63,6 +63,7 @@ _SETTINGS = (
     "variants",
     "recalls",
     "horizons",
+    "no_loop_model",
     "methods",
     "levels",
     "num_candidates",
@@ -139,6 +140,12 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recalls", nargs="+", metavar="NAME", help="first, previous or both")
     parser.add_argument(
         "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
+    )
+    parser.add_argument(
+        "--no-loop-model",
+        metavar="NAME",
+        help="what the model's slow-fast loop began with, also shipped or a folder "
+        "(default: tabletop)",
     )
 
 

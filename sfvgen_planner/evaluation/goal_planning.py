@@ -22,10 +22,9 @@ from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, succeeded
+from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import (
-    CEM,
-    CEMConfig,
     MPCConfig,
     MPCPlanner,
     PlanningPolicy,
@@ -62,10 +61,7 @@ class GoalPlanningConfig(EvaluationConfig):
     num_executed_steps: int = 4
 
     def __post_init__(self) -> None:
-        require(
-            self.num_candidates >= 2,
-            f"num_candidates must be at least 2, got {self.num_candidates}",
-        )
+        check_num_candidates(self.num_candidates)
         check_choices({"method": (self.methods, METHODS)})
 
 
@@ -160,22 +156,13 @@ def _values(
     figures: dict[str, list[float]] = {"success_rate": [], "plans_per_second": []}
     for episode in play(imagination, PlanToGoals(policy, goals), list(goals), name):
         figures["success_rate"].append(float(succeeded(episode)))
-        seconds = sum(record.seconds for record in policy.plans)
-        figures["plans_per_second"].append(len(policy.plans) / seconds)
+        figures["plans_per_second"] += plans_per_second(policy)
     return figures
 
 
 def planner(config: GoalPlanningConfig) -> MPCPlanner:
     """CEM in the world model towards a goal image."""
-    num_elites = max(2, config.num_candidates // 8)
-    solver = CEM(
-        CEMConfig(
-            num_samples=config.num_candidates,
-            num_elites=num_elites,
-            num_iterations=config.num_iterations,
-            num_kept_elites=num_elites // 2,
-        )
-    )
+    solver = sized_cem(config.num_candidates, config.num_iterations)
     return MPCPlanner(solver, config=MPCConfig(num_inference_steps=config.num_inference_steps))
 
 

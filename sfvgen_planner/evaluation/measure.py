@@ -26,12 +26,14 @@ class EvaluationConfig:
         device: of the model; by default the GPU where there is one.
         batch_size: videos imagined at once.
         folder: of the result file, where what belongs to it goes too.
+        figures: names of those asked for; None for all.
     """
 
     model: str = "tabletop"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     batch_size: int = 16
     folder: Path = Path("results")
+    figures: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, model: str, device: str | None = None, num_episodes: int | None = None) -> Self:
@@ -63,6 +65,10 @@ class EvaluationConfig:
         sizes: dict[str, Any] = {n: num_episodes for n in names if n.endswith("_episodes")}
         sizes |= {name: 1 for name in names if name.endswith("_runs")}
         return replace(config, **sizes)
+
+    def asks_for(self, *names: str) -> bool:
+        """Whether one of these figures is asked for, where a measurement can leave some out."""
+        return self.figures is None or not set(names).isdisjoint(self.figures)
 
     def seeds(self, count: int) -> range:
         """The first ``count`` held-out seeds."""
@@ -114,7 +120,7 @@ def measure(
         require(name in parts, f"there is no figure {name!r}; choose from {', '.join(parts)}")
     prepare_folder(out.parent)
     read_rows(out)
-    config = replace(config, folder=out.parent)
+    config = replace(config, folder=out.parent, figures=tuple(names))
     figures: list[Figure] = []
     for part in dict.fromkeys(parts[name] for name in names):
         for figure in part(config):

@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from sfvgen_planner.evaluation.chunks import place_error_px
-from sfvgen_planner.evaluation.memory_closed_loop import measure_closed_loop, measure_no_loop
+from sfvgen_planner.evaluation.memory_closed_loop import (
+    CLOSED_LOOP_FIGURES,
+    NO_LOOP_FIGURE,
+    measure_closed_loop,
+)
 from sfvgen_planner.evaluation.memory_config import MemoryConfig
 from sfvgen_planner.evaluation.memory_cost import measure_batch_cost, measure_cost, measure_state
 from sfvgen_planner.evaluation.memory_trials import (
@@ -91,10 +95,7 @@ def open_loop_error_px(trials: Sequence[ReturnTrial], frames: np.ndarray) -> np.
 FIGURES: dict[str, Callable[[MemoryConfig], Iterable[Figure]]] = {
     "open_loop_hit_rate_2px": measure_open_loop,
     "open_loop_error_px": measure_open_loop,
-    "closed_loop_distance_m": measure_closed_loop,
-    "closed_loop_success_rate": measure_closed_loop,
-    "distance_ratio_no_temp_lora": measure_closed_loop,
-    "distance_ratio_no_loop": measure_no_loop,
+    **dict.fromkeys((*CLOSED_LOOP_FIGURES, NO_LOOP_FIGURE), measure_closed_loop),
     "fast_learning_time_overhead": measure_cost,
     "fast_learning_memory_overhead": measure_cost,
     "batch_16_cost_ratio": measure_batch_cost,

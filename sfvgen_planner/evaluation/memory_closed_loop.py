@@ -39,19 +39,39 @@ from sfvgen_planner.world_model import load_world_model
 logger = logging.getLogger(__name__)
 
 
+CLOSED_LOOP_FIGURES = (
+    "closed_loop_distance_m",
+    "closed_loop_success_rate",
+    "distance_ratio_no_temp_lora",
+)
+NO_LOOP_FIGURE = "distance_ratio_no_loop"
+
+
 def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
     """Where the simulator's cube ends when the video planner plans and executes its return.
 
     The expert's actions lead up to the request, so that every variant has the same past and the
     return alone is judged. Variants that are no memory but another context are left out: a plan is
-    imagined from the usual context.
+    imagined from the usual context. Where nothing but what the loop is worth is asked for, ours is
+    the only variant.
     """
-    variants = {
-        name: variant
-        for name, variant in config.offered.items()
-        if variant.memory is not None or variant == VARIANTS[REFERENCE]
-    }
+    offered = config.offered
+    judges_loop = config.asks_for(NO_LOOP_FIGURE)
+    if judges_loop and OURS not in offered:
+        logger.warning("%s is left out: it compares the variant %s", NO_LOOP_FIGURE, OURS)
+        judges_loop = False
+    if config.asks_for(*CLOSED_LOOP_FIGURES):
+        variants = {
+            name: variant
+            for name, variant in offered.items()
+            if variant.memory is not None or variant == VARIANTS[REFERENCE]
+        }
+    else:
+        variants = {OURS: offered[OURS]} if judges_loop else {}
+    if not variants:
+        return
     robot = _Robot(config.model, config)
+    unlooped = _Robot(config.no_loop_model, config) if judges_loop else None
     for trials, memories, fields in trial_groups(
         robot.model, config, config.num_closed_loop_episodes
     ):
@@ -75,30 +95,29 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
                 config,
                 **told,
             )
+        if unlooped is not None:
+            yield from _loop_figures(unlooped, distances[OURS], trials, config, fields)
 
 
-def measure_no_loop(config: MemoryConfig) -> Iterator[Figure]:
+def _loop_figures(
+    unlooped: _Robot,
+    looped_distances: np.ndarray,
+    trials: Sequence[ReturnTrial],
+    config: MemoryConfig,
+    fields: Mapping[str, Any],
+) -> Iterator[Figure]:
     """How far from its place the cube ends, as a share of where it ends without the loop.
 
     That is ours on the model against the paper's TEMP-LoRA on `no_loop_model`, which the slow-fast
     loop began with. Of the latter the figures of the closed loop come too.
     """
-    if OURS not in config.offered:
-        logger.warning("distance_ratio_no_loop is left out: it compares the variant %s", OURS)
-        return
-    before, after = (_Robot(name, config) for name in (config.no_loop_model, config.model))
-    for trials, memories, fields in trial_groups(
-        after.model, config, config.num_closed_loop_episodes
-    ):
-        own = TrialMemories(trials)
-        values = before.returns(PAPER, VARIANTS[PAPER], trials, own, fields)
-        told = {"variant": PAPER, "model": config.no_loop_model, **fields}
-        yield from trial_figures(values, trials, config, **told)
-        without, _ = values["closed_loop_distance_m"]
-        values = after.returns(OURS, VARIANTS[OURS], trials, memories, fields)
-        looped, _ = values["closed_loop_distance_m"]
-        told = {"variant": OURS, "reference": PAPER, "reference_model": config.no_loop_model}
-        yield _ratio("distance_ratio_no_loop", looped, without, trials, config, **told, **fields)
+    own = TrialMemories(trials)
+    values = unlooped.returns(PAPER, VARIANTS[PAPER], trials, own, fields)
+    told = {"variant": PAPER, "model": config.no_loop_model, **fields}
+    yield from trial_figures(values, trials, config, **told)
+    distances, _ = values["closed_loop_distance_m"]
+    told = {"variant": OURS, "reference": PAPER, "reference_model": config.no_loop_model, **fields}
+    yield _ratio(NO_LOOP_FIGURE, looped_distances, distances, trials, config, **told)
 
 
 def _ratio(

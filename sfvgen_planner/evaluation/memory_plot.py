@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.evaluation.plotting import new_figure, save_figure
-from sfvgen_planner.evaluation.results import read_rows
+from sfvgen_planner.evaluation.plotting import error_bars, figure_rows, new_figure, save_figure
 
 FIGURE = "open_loop_error_px"
 
@@ -24,9 +22,7 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
         SfvgenError: the file has no such figure, matplotlib is missing, or ``out`` cannot be
             written.
     """
-    rows = [row for row in read_rows(results) if row["name"] == FIGURE]
-    if not rows:
-        raise SfvgenError(f"{results} has no {FIGURE}; measure it with `sfvgen eval memory`")
+    rows = figure_rows(results, FIGURE, "memory")
     recalls = sorted({row["recall"] for row in rows})
     horizons = sorted({row["horizon"] for row in rows})
     variants = list(dict.fromkeys(row["variant"] for row in rows))
@@ -55,6 +51,5 @@ def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style
     rows = sorted(rows, key=lambda row: row["horizon"])
     places = [row["horizon"] + shift for row in rows]
     values = [row["value"] for row in rows]
-    below = [row["value"] - row["ci95"][0] for row in rows]
-    above = [row["ci95"][1] - row["value"] for row in rows]
-    return panel.errorbar(places, values, (below, above), marker="o", ms=4, capsize=2, **style)
+    bars = error_bars(rows)
+    return panel.errorbar(places, values, bars, marker="o", ms=4, capsize=2, **style)

@@ -17,11 +17,11 @@ import numpy as np
 from sfvgen_policies import Policy, make_policy
 
 from sfvgen_planner.data.environment import make_env
-from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, VARIANTS, attached
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, succeeded
+from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
 from sfvgen_planner.evaluation.tabletop import (
     ENV_ID,
     recall_distance_m,
@@ -30,9 +30,7 @@ from sfvgen_planner.evaluation.tabletop import (
 )
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import (
-    CEM,
     MPPI,
-    CEMConfig,
     MPCConfig,
     MPCPlanner,
     MPPIConfig,
@@ -82,8 +80,7 @@ class PlanningConfig(EvaluationConfig):
     num_executed_steps: int = 4
 
     def __post_init__(self) -> None:
-        fewest = min(self.num_candidates, self.num_simulator_candidates)
-        require(fewest >= 2, f"num_candidates must be at least 2, got {fewest}")
+        check_num_candidates(self.num_candidates, self.num_simulator_candidates)
         check_choices({"method": (self.methods, tuple(METHODS)), "level": (self.levels, LEVELS)})
 
 
@@ -144,7 +141,7 @@ def _values(name: str, level: int, memory: bool, config: PlanningConfig) -> dict
                 float(succeeded(episode)),
                 recall_distance_m(episode),
                 waypoint_distance_m(episode),
-                *_plans_per_second(policy),
+                *plans_per_second(policy),
             )
             for episode in play(
                 imagination, policy, config.seeds(config.num_planned_episodes), what
@@ -153,30 +150,10 @@ def _values(name: str, level: int, memory: bool, config: PlanningConfig) -> dict
     return dict(zip(UNITS, np.array(rows).T, strict=False))
 
 
-def _plans_per_second(policy: Policy) -> tuple[float, ...]:
-    """Of the episode that has just ended; nothing where there are no plans."""
-    if not isinstance(policy, PlanningPolicy):
-        return ()
-    return (len(policy.plans) / sum(record.seconds for record in policy.plans),)
-
-
 def _video_planner(config: PlanningConfig) -> VideoPlanner:
     planner = VideoPlanner.from_pretrained(config.model, VIDEO)
     planner.inverse_dynamics.to(config.device)
     return planner
-
-
-def _cem(num_candidates: int, num_iterations: int, initial_std: float) -> CEM:
-    num_elites = max(2, num_candidates // 8)
-    return CEM(
-        CEMConfig(
-            num_samples=num_candidates,
-            num_elites=num_elites,
-            num_iterations=num_iterations,
-            initial_std=initial_std,
-            num_kept_elites=num_elites // 2,
-        )
-    )
 
 
 def _video_plan(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
@@ -190,7 +167,7 @@ def _mpc(env: ImaginationWrapper, config: PlanningConfig, solver: Solver) -> Pol
 
 def _mpc_cem(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
     sizes = (config.num_candidates, config.num_iterations)
-    return _mpc(env, config, _cem(*sizes, config.initial_std))
+    return _mpc(env, config, sized_cem(*sizes, config.initial_std))
 
 
 def _mpc_mppi(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
@@ -199,7 +176,7 @@ def _mpc_mppi(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
 
 
 def _mpc_simulator(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
-    solver = _cem(config.num_simulator_candidates, config.num_iterations, CEMConfig.initial_std)
+    solver = sized_cem(config.num_simulator_candidates, config.num_iterations)
     planner = SimulatorPlanner(way_to_go_m, solver, SIMULATOR_SEARCH)
     return PlanningPolicy(env, planner, PolicyConfig(SIMULATOR_SEARCH.action_block))
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.evaluation.results import read_rows
 from sfvgen_planner.files import replacing
+
+
+def figure_rows(results: Path, name: str, evaluation: str) -> list[dict[str, Any]]:
+    """The rows of one figure in a result file, at least one.
+
+    Args:
+        results: the result file.
+        name: of the figure.
+        evaluation: that measures it, as ``sfvgen eval`` calls it.
+
+    Raises:
+        SfvgenError: the file is no result file or has no such figure.
+    """
+    rows = [row for row in read_rows(results) if row["name"] == name]
+    require(bool(rows), f"{results} has no {name}; measure it with `sfvgen eval {evaluation}`")
+    return rows
+
+
+def error_bars(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """How far the 95 % intervals of rows reach below and above their values."""
+    below = [row["value"] - row["ci95"][0] for row in rows]
+    above = [row["ci95"][1] - row["value"] for row in rows]
+    return below, above
 
 
 def require_matplotlib() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sfvgen_planner.errors import require
-from sfvgen_planner.evaluation.plotting import colour_map, new_figure, save_figure
-from sfvgen_planner.evaluation.results import read_rows
+from sfvgen_planner.evaluation.plotting import (
+    colour_map,
+    error_bars,
+    figure_rows,
+    new_figure,
+    save_figure,
+)
 
 FIGURE = "policy_success_rate"
 _MARKERS = {"replay": "o", "closed_loop": "s"}
@@ -27,10 +31,14 @@ def plot_success_rates(results: Path, out: Path) -> None:
         SfvgenError: the file has no such figure, matplotlib is missing, or ``out`` cannot be
             written.
     """
-    rows = [row for row in read_rows(results) if row["name"] == FIGURE]
+    rows = figure_rows(results, FIGURE, "policy")
     real = {row["policy"]: row for row in rows if row["where"] == "simulator"}
     rows = [row for row in rows if row["where"] == "imagination" and row["policy"] in real]
-    require(bool(rows), f"{results} has no {FIGURE}; measure it with `sfvgen eval policy`")
+    require(
+        bool(rows),
+        f"{results} has {FIGURE} of no policy in both the simulator and imagination; "
+        "let `sfvgen eval policy` measure it to its end",
+    )
     panels = sorted({(row["model"], row["criterion"]) for row in rows})
     figure = new_figure(3 + 3.6 * len(panels), 3.8)
     palette = colour_map("tab20")
@@ -55,12 +63,7 @@ def plot_success_rates(results: Path, out: Path) -> None:
 
 
 def _draw_point(panel: Any, real: dict[str, Any], imagined: dict[str, Any], **style: Any) -> Any:
-    x, y = (_bars(row) for row in (real, imagined))
+    x, y = (error_bars([row]) for row in (real, imagined))
     return panel.errorbar(
         [real["value"]], [imagined["value"]], yerr=y, xerr=x, ls="", ms=5, lw=1, alpha=0.8, **style
     )
-
-
-def _bars(row: dict[str, Any]) -> Sequence[Sequence[float]]:
-    low, high = row["ci95"]
-    return [[row["value"] - low], [high - row["value"]]]

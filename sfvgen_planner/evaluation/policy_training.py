@@ -163,6 +163,7 @@ def train(
         description: of the progress bar.
     """
     import stable_baselines3
+    from stable_baselines3.common.logger import Logger
 
     with closing(envs):
         agent: BaseAlgorithm = getattr(stable_baselines3, algorithm)(
@@ -172,6 +173,8 @@ def train(
             device=device,
             **ALGORITHMS[algorithm](max(1, num_steps), envs.num_envs),
         )
+        # The default one makes a folder for each training, even where nothing is logged.
+        agent.set_logger(Logger(folder=None, output_formats=[]))
         if num_steps:
             with tqdm(total=num_steps, desc=description, unit="step", dynamic_ncols=True) as bar:
 

@@ -24,8 +24,8 @@ from sfvgen_planner.memory.adapter_files import (
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.kernels import trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps
-from sfvgen_planner.world_model.pipeline import trainable_attention
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
 logger = logging.getLogger(__name__)
@@ -215,7 +215,8 @@ class EpisodicMemory:
         before = {name: value[rows] for name, value in self._fast.items()}
         self._adapters.place(None)
         try:
-            with trainable_attention(self.world_model):
+            _, height, width = self.world_model.latent_size
+            with trainable_attention(self.world_model.unet, height * width):
                 learnt, losses = self._learner.learn(before, written, batches)
                 columns = [losses.new_full(losses.shape, torch.nan)] * 3
                 if measure:

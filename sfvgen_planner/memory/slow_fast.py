@@ -15,8 +15,8 @@ from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.kernels import use_trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
 from sfvgen_planner.world_model.recipe import WorldModelRecipe
 from sfvgen_planner.world_model.slow_learning import (
     LANGUAGE,

@@ -5,13 +5,11 @@ denoiser is conditioned on (section 3.1). Their weights begin at zero, so that b
 the denoiser gives what the pretrained one gives.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import LatteTransformer3DModel
-from torch import Tensor, nn
+from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.conditioning import num_condition_planes
@@ -117,27 +115,6 @@ def fit_image_size(unet: Denoiser, factor: int, image_size: int | None) -> int:
     return int(image_size)
 
 
-def action_bounds(
-    low: Sequence[float] | np.ndarray | None, high: Sequence[float] | np.ndarray | None
-) -> tuple[list[float], list[float]]:
-    """Lower and upper bound of each action number as lists; both empty without actions.
-
-    Raises:
-        SfvgenError: They differ in length, or are not finite with low below high.
-    """
-    lows, highs = ([] if bound is None else [float(x) for x in bound] for bound in (low, high))
-    if len(lows) != len(highs):
-        raise SfvgenError(
-            f"action_low has {len(lows)} numbers and action_high {len(highs)}; give one of each "
-            "per action number"
-        )
-    if not all(-float("inf") < a < b < float("inf") for a, b in zip(lows, highs, strict=True)):
-        raise SfvgenError(
-            f"action_low must be finite and below action_high, got {lows} and {highs}"
-        )
-    return lows, highs
-
-
 def latent_geometry(vae: Any) -> tuple[int, int]:
     """Latent channels of an image autoencoder, and pixels per cell of its latents.
 
@@ -153,15 +130,3 @@ def latent_geometry(vae: Any) -> tuple[int, int]:
             "such as AutoencoderKL or AutoencoderTiny"
         )
     return int(channels), int(2 ** (len(blocks) - 1))
-
-
-def encode_images(vae: Any, images: Tensor) -> Tensor:
-    """Raw latents `(batch, channels, h, w)` of images `(batch, 3, H, W)` in [-1, 1].
-
-    The most likely ones, where the autoencoder gives a distribution.
-    """
-    encoded = vae.encode(images)
-    latents: Tensor = (
-        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    )
-    return latents

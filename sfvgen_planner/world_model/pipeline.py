@@ -1,8 +1,6 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -10,26 +8,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    ModelMixin,
-    SchedulerMixin,
-)
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sfvgen_planner.errors import SfvgenError, require
-from sfvgen_planner.world_model.base_model import (
-    action_bounds,
-    encode_images,
-    fit_image_size,
-    fit_unet,
-    latent_geometry,
-)
-from sfvgen_planner.world_model.batching import MemoryCap, by_memory, in_order, run_in_pieces
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.actions import action_bounds, normalise_actions, planned_frames
+from sfvgen_planner.world_model.base_model import fit_image_size, fit_unet, latent_geometry
+from sfvgen_planner.world_model.batch_runner import BatchRunner
 from sfvgen_planner.world_model.checkpoint import (
     COMPONENTS,
     check_folder,
@@ -41,27 +27,13 @@ from sfvgen_planner.world_model.checkpoint import (
 from sfvgen_planner.world_model.conditioning import condition_planes
 from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.fast_sampling import FastSampling
+from sfvgen_planner.world_model.kernels import use_fast_kernels
+from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
+from sfvgen_planner.world_model.pixels import as_tensor, decode_latents, encode_frames
 from sfvgen_planner.world_model.sampling import denoise_chunk
+from sfvgen_planner.world_model.sampling_options import SamplingOptions
 
 MAX_SHARD_SIZE = "14MB"
-
-SHORT_SEQUENCE = 256
-"""Cells of a frame's latents up to which plain attention is the fastest over space too."""
-
-
-@dataclass
-class VideoWorldModelOutput(BaseOutput):
-    """What `VideoWorldModel` imagined.
-
-    Attributes:
-        frames: uint8 `(batch, num_frames, height, width, 3)`, or None with
-            `output_type="latent"`.
-        latents: float32 `(batch, channels, num_frames, h, w)` on the model's device, scaled as
-            `VideoWorldModel.encode` does.
-    """
-
-    frames: np.ndarray | None
-    latents: Tensor
 
 
 class VideoWorldModel(DiffusionPipeline):
@@ -151,7 +123,7 @@ class VideoWorldModel(DiffusionPipeline):
         self.set_progress_bar_config(disable=True)
         self.max_batch_size: int | None = None
         self.num_memories = 1
-        self._memory_cap = MemoryCap()
+        self._batches = BatchRunner()
         self._fast: FastSampling | None = None
 
     def compile(self, **options: Any) -> None:
@@ -169,14 +141,8 @@ class VideoWorldModel(DiffusionPipeline):
             >>> model = load_world_model().to("cuda", torch.bfloat16)
             >>> model.compile()
         """
-        # The shapes repeat, so cuDNN may search for its fastest algorithms.
-        torch.backends.cudnn.benchmark = True
         _, height, width = self.latent_size
-        if height * width <= SHORT_SEQUENCE:
-            use_trainable_attention(self.unet)
-        if self.device.type == "cuda":
-            for module in (self.unet, self.vae):
-                use_channels_last(module)
+        use_fast_kernels(self.unet, self.vae, height * width)
         self._fast = FastSampling(self.denoise, self._pixels, self.text_encoder, options)
 
     # ---------------------------------------------------------------- checkpoints
@@ -242,37 +208,26 @@ class VideoWorldModel(DiffusionPipeline):
         Raises:
             SfvgenError: The frames are not uint8 or not of the model's size.
         """
-        pixels = frames if isinstance(frames, Tensor) else _tensor(frames)
-        side = self.config.image_size
-        if pixels.dtype != torch.uint8 or pixels.dim() != 5 or pixels.shape[2:] != (side, side, 3):
-            raise SfvgenError(
-                f"frames must be uint8 of shape (batch, frames, {side}, {side}, 3), "
-                f"got {pixels.dtype} of shape {tuple(pixels.shape)}"
-            )
-        batch, num_frames = pixels.shape[:2]
-        images = pixels.to(self.device).flatten(0, 1).permute(0, 3, 1, 2)
-        images = images.to(self.vae.dtype) / 127.5 - 1
-        shift = self.vae.config.get("shift_factor") or 0
-        latents = (encode_images(self.vae, images) - shift) * self.vae.config.scaling_factor
-        return latents.float().unflatten(0, (batch, num_frames)).transpose(1, 2)
+        return encode_frames(self.vae, frames, self.config.image_size, self.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`."""
         function = self._pixels if self._fast is None else self._fast.decode
-        pixels = self._run("decode", self.vae, function, latents.to(self.device))
+        pixels = self._batches.run(
+            "decode",
+            self.vae,
+            function,
+            latents.to(self.device),
+            max_batch_size=self.max_batch_size,
+            compiled=self._fast,
+        )
         frames: np.ndarray = pixels.cpu().numpy()
         return frames
 
     def _pixels(self, latents: Tensor) -> Tensor:
         """What `decode` gives, on the device."""
-        batch, _, num_frames = latents.shape[:3]
-        flat = latents.to(self.vae.dtype).transpose(1, 2).flatten(0, 1)
-        shift = self.vae.config.get("shift_factor") or 0
-        flat = flat / self.vae.config.scaling_factor + shift
-        images = self.vae.decode(flat).sample.clamp(-1, 1)
-        pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-        return pixels.unflatten(0, (batch, num_frames))
+        return decode_latents(self.vae, latents)
 
     def normalise_actions(self, actions: np.ndarray | Tensor) -> Tensor:
         """Actions in the environment's units to [-1, 1], float32 on the model's device.
@@ -280,25 +235,9 @@ class VideoWorldModel(DiffusionPipeline):
         Raises:
             SfvgenError: An action has the wrong size, is not finite or leaves the bounds.
         """
-        values = actions if isinstance(actions, Tensor) else _tensor(actions)
-        # Checked where they are: to look at numbers on a GPU is to wait for it.
-        values = values.to(torch.float32)
-        if values.shape[-1:] != (self.action_size,):
-            raise SfvgenError(
-                f"the model takes actions of {self.action_size} numbers, "
-                f"got an array of shape {tuple(values.shape)}"
-            )
-        if not torch.isfinite(values).all():
-            raise SfvgenError("actions must be finite numbers, got NaN or infinity")
-        low = torch.tensor(self.config.action_low, device=values.device)
-        high = torch.tensor(self.config.action_high, device=values.device)
-        if (values < low - 1e-4).any() or (values > high + 1e-4).any():
-            raise SfvgenError(
-                f"actions must lie between {self.config.action_low} and "
-                f"{self.config.action_high}, got values from {values.min().item():.3g} "
-                f"to {values.max().item():.3g}"
-            )
-        return (2 * (values - low) / (high - low) - 1).to(self.device)
+        values = actions if isinstance(actions, Tensor) else as_tensor(actions)
+        low, high = self.config.action_low, self.config.action_high
+        return normalise_actions(values, low, high).to(self.device)
 
     def tokenize(self, instructions: list[str]) -> Tensor:
         """Token ids `(batch, max_length)` of the instructions, on the CPU."""
@@ -403,10 +342,7 @@ class VideoWorldModel(DiffusionPipeline):
         """
         if output_type not in ("np", "latent"):
             raise SfvgenError(f'output_type must be "np" or "latent", got {output_type!r}')
-        if num_inference_steps < 1:
-            raise SfvgenError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        if not guidance_scale >= 1:
-            raise SfvgenError(f"guidance_scale must be at least 1, got {guidance_scale}")
+        options = SamplingOptions(num_inference_steps, guidance_scale, generator, common_noise)
         is_latent = isinstance(past, Tensor) and past.is_floating_point()
         context = past if is_latent else self.encode(past)
         assert isinstance(context, Tensor)
@@ -417,26 +353,13 @@ class VideoWorldModel(DiffusionPipeline):
                 f"one frame and {self.latent_size[0]} channels, got {tuple(context.shape)}"
             )
         batch = context.shape[0]
-        if isinstance(generator, list) and (common_noise or len(generator) != batch):
-            raise SfvgenError(
-                f"{batch} pasts need {batch} generators and no common noise, or one generator for "
-                f"all, got {len(generator)} and common_noise={common_noise}"
-            )
+        options.check_generators(batch)
         normalised = None
         differentiable = isinstance(actions, Tensor) and actions.requires_grad
         if actions is not None:
             with torch.set_grad_enabled(differentiable):
                 normalised = self.normalise_actions(actions)
-            if normalised.dim() != 3 or normalised.shape[0] != batch:
-                raise SfvgenError(
-                    f"actions must have the shape ({batch}, num_frames, {self.action_size}), "
-                    f"got {tuple(normalised.shape)}"
-                )
-            num_frames = num_frames or normalised.shape[1]
-            if normalised.shape[1] != num_frames:
-                raise SfvgenError(
-                    f"{num_frames} frames need {num_frames} actions, got {normalised.shape[1]}"
-                )
+            num_frames = planned_frames(normalised, batch, num_frames)
         if num_frames is None:
             num_frames = self._chunk_frames(self._usual_context(context))
         if num_frames < 1:
@@ -462,15 +385,7 @@ class VideoWorldModel(DiffusionPipeline):
                 end = start + length
                 chunk_actions = None if normalised is None else normalised[:, start:end]
                 chunk = self._sample_chunk(
-                    recent,
-                    text_states,
-                    no_text_states,
-                    guidance_scale,
-                    chunk_actions,
-                    length,
-                    num_inference_steps,
-                    generator,
-                    common_noise,
+                    recent, text_states, no_text_states, chunk_actions, length, options
                 )
                 chunks.append(chunk)
                 start = end
@@ -499,134 +414,29 @@ class VideoWorldModel(DiffusionPipeline):
         context: Tensor,
         text_states: Tensor,
         no_text_states: Tensor | None,
-        guidance_scale: float,
         actions: Tensor | None,
         length: int,
-        num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        common_noise: bool,
+        options: SamplingOptions,
     ) -> Tensor:
         """Denoise `length` frames after a clean `context` (masked conditional diffusion)."""
-        batch, channels, _, height, width = context.shape
-        noise_batch = 1 if common_noise else batch
-        # Drawn on the CPU so that a seed gives the same video on every device.
-        first = generator[0] if isinstance(generator, list) else generator
-        noise = randn_tensor(
-            (noise_batch, channels, length, height, width),
-            generator=generator,
-            device=torch.device("cpu") if first is None else first.device,
-        )
-        return self._run(
-            ("denoise", num_inference_steps, guidance_scale, self.scheduler),
+        steps, guidance_scale = options.num_inference_steps, options.guidance_scale
+        return self._batches.run(
+            ("denoise", steps, guidance_scale, self.scheduler),
             self.unet,
             partial(
                 denoise_chunk,
                 self.denoise if self._compiled is None else self._compiled.denoise,
                 self.scheduler,
-                num_inference_steps,
+                steps,
                 guidance_scale,
                 self.progress_bar,
             ),
             context,
-            noise.to(context).expand(batch, -1, -1, -1, -1),
+            options.draw_noise(context, length),
             text_states,
             no_text_states,
             actions,
+            max_batch_size=self.max_batch_size,
+            num_memories=self.num_memories,
+            compiled=self._compiled,
         )
-
-    def _run(
-        self,
-        kind: Hashable,
-        module: nn.Module,
-        function: Callable[..., Tensor],
-        *tensors: Tensor | None,
-    ) -> Tensor:
-        """`function` of batches, in pieces that fit into memory; the one place that cares.
-
-        Args:
-            kind: What else than the tensors' shapes it depends on.
-            module: Whose weights it uses.
-            function: Its samples do not depend on each other.
-            *tensors: Its arguments with the batch as first axis, or None.
-        """
-        assert tensors[0] is not None
-        size = self.max_batch_size
-        require(size is None or size >= 1, f"max_batch_size must be at least 1, got {size}")
-        memories = self.num_memories if module is self.unet else 1
-        if memories > 1:
-            # A piece must hold as many samples of each memory, and in the memories' order.
-            require(
-                len(tensors[0]) % memories == 0,
-                f"{memories} memories need a batch of as many samples for each, in order of the "
-                f"memories, got {len(tensors[0])} samples",
-            )
-            whole = function
-
-            def function(*parts: Tensor | None) -> Tensor:
-                ordered = (None if part is None else in_order(part) for part in parts)
-                return by_memory(whole(*ordered), memories)
-
-            tensors = tuple(None if t is None else by_memory(t, memories) for t in tensors)
-            size = None if size is None else max(1, size // memories)
-        assert tensors[0] is not None
-        shapes = tuple(None if t is None else (t.shape[1:], t.dtype) for t in tensors)
-        work = (kind, shapes, tensors[0].device, torch.is_grad_enabled())
-        if size is None:
-            # What was captured once has its memory already.
-            size = 0 if self._compiled is None else self._compiled.largest_captured(work)
-            if size < len(tensors[0]):
-                size = max(size, self._memory_cap.largest_batch(work, function, *tensors))
-        if self._compiled is not None:
-            size = 1 << (size.bit_length() - 1)
-            function = partial(self._compiled.run, work, module, function)
-        output = run_in_pieces(function, size, *tensors)
-        return in_order(output) if memories > 1 else output
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """A tensor of any array; views with negative strides are copied, which torch can't hold."""
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def use_channels_last(module: nn.Module) -> None:
-    """Keep the convolutions' weights in the order that a GPU's matrix units read them, in place.
-
-    Their inputs and outputs follow, which saves turning them around at every convolution.
-    """
-    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for name, parameter in module.named_parameters():
-        # Adapters stay as they are saved.
-        if parameter.dim() in orders and "lora_" not in name:
-            order = orders[parameter.dim()]
-            parameter.data = parameter.data.contiguous(memory_format=order)
-
-
-def use_trainable_attention(unet: Denoiser) -> None:
-    """Choose the attention code that is fastest when gradients are needed.
-
-    PyTorch's fused attention is made for long sequences. For the many short ones over time, plain
-    matrix products are faster, on a CPU and, once compiled, on a GPU.
-    """
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
-
-
-@contextmanager
-def trainable_attention(model: VideoWorldModel) -> Iterator[None]:
-    """`use_trainable_attention` for a while, where plain attention is the fastest over space too.
-
-    What it computes for one video does not depend on how many there are, down to the last bit of a
-    gradient: Adam's first steps are gradients' signs.
-    """
-    _, height, width = model.latent_size
-    if height * width > SHORT_SEQUENCE:
-        yield
-        return
-    usual = {m: m.processor for m in model.unet.modules() if isinstance(m, Attention)}
-    use_trainable_attention(model.unet)
-    try:
-        yield
-    finally:
-        for module, processor in usual.items():
-            module.set_processor(processor)

@@ -32,6 +32,7 @@ from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_ch
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.held_out import held_out_metrics
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
+from sfvgen_planner.world_model.kernels import use_trainable_attention
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.outcome_learning import (
     OutcomeObjective,
@@ -40,7 +41,7 @@ from sfvgen_planner.world_model.outcome_learning import (
     outcome_batches,
     told_steps,
 )
-from sfvgen_planner.world_model.pipeline import VideoWorldModel, use_trainable_attention
+from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import (
     Optimisation,
     OutcomeHeadRecipe,

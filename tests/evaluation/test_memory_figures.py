@@ -15,7 +15,7 @@ from sfvgen_planner.cli.main import main
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import memory as evaluation
-from sfvgen_planner.evaluation import memory_config
+from sfvgen_planner.evaluation import memory_closed_loop, memory_config
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
 from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_horizon
@@ -325,23 +325,50 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
     rows = run(tmp_path / "a.json", looped_checkpoint, ["distance_ratio_no_loop"], **sizes)
     ratio = rows.pop()
     looped, plain = (
-        {
-            row["name"]: row["value"]
-            for row in run(
-                tmp_path / f"{variant}.json",
-                checkpoint,
-                ["closed_loop_distance_m"],
-                variants=(variant,),
-                num_episodes=2,
-            )
-        }
+        run(
+            tmp_path / f"{variant}.json",
+            checkpoint,
+            ["closed_loop_distance_m"],
+            variants=(variant,),
+            num_episodes=2,
+        )
         for checkpoint, variant in ((looped_checkpoint, "ours"), (tiny_checkpoint, "paper"))
     )
-    assert {row["name"]: row["value"] for row in rows} == pytest.approx(plain)
-    assert {(row["model"], row["variant"]) for row in rows} == {(str(tiny_checkpoint), "paper")}
+    told = ("name", "model", "variant", "value")
+    assert [[r[key] for key in told] for r in rows] == [
+        [r[key] for key in told] for r in (*looped, *plain)
+    ]
     name = "closed_loop_distance_m"
-    assert ratio["value"] == pytest.approx(looped[name] / plain[name])
+    (after,), (before,) = ([r for r in some if r["name"] == name] for some in (looped, plain))
+    assert ratio["value"] == pytest.approx(after["value"] / before["value"])
     assert ratio["reference_model"] == str(tiny_checkpoint)
+
+
+def test_each_variant_is_executed_once(
+    tmp_path, tiny_checkpoint, looped_checkpoint, quick, monkeypatch
+):
+    executed, real = [], memory_closed_loop._Robot.returns
+
+    def counted(robot, name, *arguments):
+        executed.append(name)
+        return real(robot, name, *arguments)
+
+    monkeypatch.setattr(memory_closed_loop._Robot, "returns", counted)
+    out, names = tmp_path / "a.json", ["closed_loop_distance_m", "distance_ratio_no_loop"]
+    sizes = {"num_episodes": 1, "no_loop_model": str(tiny_checkpoint)}
+    run(out, looped_checkpoint, names, variants=("none", "ours"), **sizes)
+    assert executed == ["none", "ours", "paper"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [(["--no-loop-model", "before"], "before"), ([], "tabletop")]
+)
+def test_the_command_is_told_what_the_loop_began_with(tmp_path, monkeypatch, option, name):
+    configs = []
+    figures = {"distance_ratio_no_loop": lambda config: configs.append(config) or []}
+    monkeypatch.setattr(evaluation, "FIGURES", figures)
+    assert main(["eval", "memory", "--out", str(tmp_path / "memory.json"), *option]) == 0
+    assert [config.no_loop_model for config in configs] == [name]
 
 
 def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):

@@ -115,10 +115,10 @@ def test_planners_are_measured_with_and_without_their_memory(
 @pytest.mark.parametrize("method", ["mpc_cem", "mpc_mppi", "mpc_simulator"])
 def test_searches_have_the_size_that_is_asked_for(config, short, method, monkeypatch):
     plans = []
-    measured = evaluation._plans_per_second
+    measured = evaluation.plans_per_second
     monkeypatch.setattr(
         evaluation,
-        "_plans_per_second",
+        "plans_per_second",
         lambda policy: plans.extend(policy.plans) or measured(policy),
     )
     config = replace(config, num_iterations=2, num_simulator_candidates=5, num_planned_episodes=1)

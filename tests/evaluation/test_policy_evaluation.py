@@ -158,3 +158,10 @@ def test_a_missing_matplotlib_is_told_before_any_work(tmp_path, monkeypatch, cap
 def test_a_plot_without_figures_is_one_sentence(tmp_path):
     with pytest.raises(SfvgenError, match="has no policy_success_rate"):
         plot_success_rates(tmp_path / "none.json", tmp_path / "a.png")
+
+
+def test_a_plot_of_one_world_alone_is_one_sentence(tmp_path):
+    row = {"name": "policy_success_rate", "policy": "expert", "where": "simulator"}
+    (tmp_path / "half.json").write_text(json.dumps({"figures": [row]}))
+    with pytest.raises(SfvgenError, match="no policy in both the simulator and imagination"):
+        plot_success_rates(tmp_path / "half.json", tmp_path / "a.png")

@@ -139,7 +139,8 @@ def test_real_and_imagined_steps_are_those_that_were_made(model, config):
         assert shared.items() <= told.items()
 
 
-def test_policies_of_both_worlds_are_saved_and_see_the_same(config):
+def test_policies_of_both_worlds_are_saved_and_see_the_same(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "logs"))
     list(measure_policy_learning(replace(config, num_training_seeds=1, algorithm="PPO")))
     files = sorted((config.folder / "policies").iterdir())
     assert [file.name for file in files] == [
@@ -151,6 +152,7 @@ def test_policies_of_both_worlds_are_saved_and_see_the_same(config):
     for agent in simulated:
         assert agent.observation_space == imagined.observation_space
         assert agent.action_space == imagined.action_space
+    assert not (tmp_path / "logs").exists()  # Training leaves nothing else behind.
 
 
 # SAC begins to learn after 100 steps.

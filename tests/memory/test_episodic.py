@@ -12,7 +12,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
 from sfvgen_planner.memory.adapter import peft_config
 from sfvgen_planner.world_model import tiny_world_model
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
+from sfvgen_planner.world_model.kernels import use_trainable_attention
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from sfvgen_planner.world_model.fast_sampling import _state
-from sfvgen_planner.world_model.pipeline import use_channels_last
+from sfvgen_planner.world_model.kernels import use_channels_last
 
 TEXT = "return the red cube"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

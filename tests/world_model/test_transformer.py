@@ -13,7 +13,7 @@ from sfvgen_planner.world_model.base_model import fit_unet
 from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.denoiser import build_denoiser
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
-from sfvgen_planner.world_model.pipeline import use_trainable_attention
+from sfvgen_planner.world_model.kernels import use_trainable_attention
 from sfvgen_planner.world_model.recipe import (
     Optimisation,
     Recipe,

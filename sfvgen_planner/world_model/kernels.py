@@ -1,0 +1,74 @@
+"""The code that runs attention and convolutions, chosen for its speed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import nn
+
+from sfvgen_planner.world_model.denoiser import Denoiser
+
+SHORT_SEQUENCE = 256
+"""Cells of a frame's latents up to which plain attention is the fastest over space too."""
+
+
+def use_fast_kernels(unet: Denoiser, vae: nn.Module, latent_cells: int) -> None:
+    """Choose the code that samples fastest on the device that the modules are on, in place.
+
+    Args:
+        unet: The denoiser.
+        vae: The autoencoder of single frames.
+        latent_cells: Height times width of one frame's latents.
+    """
+    # The shapes repeat, so cuDNN may search for its fastest algorithms.
+    torch.backends.cudnn.benchmark = True
+    if latent_cells <= SHORT_SEQUENCE:
+        use_trainable_attention(unet)
+    if unet.device.type == "cuda":
+        for module in (unet, vae):
+            use_channels_last(module)
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Keep the convolutions' weights in the order that a GPU's matrix units read them, in place.
+
+    Their inputs and outputs follow, which saves turning them around at every convolution.
+    """
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for name, parameter in module.named_parameters():
+        # Adapters stay as they are saved.
+        if parameter.dim() in orders and "lora_" not in name:
+            order = orders[parameter.dim()]
+            parameter.data = parameter.data.contiguous(memory_format=order)
+
+
+def use_trainable_attention(unet: Denoiser) -> None:
+    """Choose the attention code that is fastest when gradients are needed.
+
+    PyTorch's fused attention is made for long sequences. For the many short ones over time, plain
+    matrix products are faster, on a CPU and, once compiled, on a GPU.
+    """
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
+
+
+@contextmanager
+def trainable_attention(unet: Denoiser, latent_cells: int) -> Iterator[None]:
+    """`use_trainable_attention` for a while, where plain attention is the fastest over space too.
+
+    Args:
+        unet: The denoiser.
+        latent_cells: Height times width of one frame's latents.
+    """
+    if latent_cells > SHORT_SEQUENCE:
+        yield
+        return
+    usual = {m: m.processor for m in unet.modules() if isinstance(m, Attention)}
+    use_trainable_attention(unet)
+    try:
+        yield
+    finally:
+        for module, processor in usual.items():
+            module.set_processor(processor)
