@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -20,29 +20,12 @@ from sfvgen_planner.memory import (
     MemoryConfig,
     trained_config,
 )
+from sfvgen_planner.memory.contexts import CONTEXTS, Context, recent_frames
 from sfvgen_planner.world_model import VideoWorldModel
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-Context = Callable[[Tensor, int], Tensor]
-
-
-def recent_frames(history: Tensor, num_past: int) -> Tensor:
-    """The last f_p frames, as everywhere else."""
-    return history[:, :, -num_past:]
-
-
-def anchored_frames(history: Tensor, num_past: int) -> Tensor:
-    """The episode's first frame and the last f_p - 1 (StreamingT2V's idea, arXiv 2403.14773)."""
-    if history.shape[2] <= num_past:
-        return history
-    return torch.cat([history[:, :, :1], history[:, :, 1 - num_past :]], dim=2)
-
-
-def all_frames(history: Tensor, num_past: int) -> Tensor:
-    """Everything since the episode began: the upper bound that does not ask for the cost."""
-    return history
 
 
 @dataclass(frozen=True)
@@ -53,8 +36,7 @@ class Variant:
         memory: name of the fast weights in `MEMORY_VARIANTS`; None for none.
         of_other_episode: give it the memory of another trial instead of the trial's own, a
             control: what helps then is not remembering.
-        context: from all latents so far ``(batch, channels, T, h, w)`` and the number of frames of
-            a usual context to those that the next chunk is imagined from.
+        context: the frames that the next chunk is imagined from.
     """
 
     memory: str | None = None
@@ -70,8 +52,7 @@ VARIANTS: dict[str, Variant] = {
     REFERENCE: Variant(),
     **{name: Variant(memory=name) for name, memory in MEMORY_VARIANTS.items() if memory},
     OTHER_EPISODE: Variant(memory=OURS, of_other_episode=True),
-    "anchor_frame": Variant(context=anchored_frames),
-    "long_context": Variant(context=all_frames),
+    **{name: Variant(context=CONTEXTS[name]) for name in ("anchor_frame", "long_context")},
 }
 """Name to variant. ``none`` is what the others are compared with."""
 
@@ -229,7 +210,7 @@ def imagine_returns(
     num_past = model.config.num_past_frames if memory is None else memory.num_past_frames
     size = batch_size if memory is None else memory.num_memories
     histories = [model.encode(trial.past[None]) for trial in trials]
-    lengths = [variant.context(history, num_past).shape[2] for history in histories]
+    lengths = [_context(variant, history, num_past).shape[2] for history in histories]
     frames: dict[int, np.ndarray] = {}
     with tqdm(total=len(trials), desc=description, unit="episode", dynamic_ncols=True) as progress:
         for rows in _batches(lengths, size):
@@ -244,7 +225,7 @@ def imagine_returns(
             chunks: list[Tensor] = []
             for _ in range(num_chunks):
                 context = torch.cat(
-                    [variant.context(histories[row], num_past) for row in rows], dim=0
+                    [_context(variant, histories[row], num_past) for row in rows], dim=0
                 )
                 with _window(model, context.shape[2]):
                     chunk = model(
@@ -263,6 +244,14 @@ def imagine_returns(
             frames.update(zip(own, videos, strict=False))
             progress.update(len(own))
     return np.stack([frames[row] for row in range(len(trials))])
+
+
+def _context(variant: Variant, history: Tensor, num_past: int) -> Tensor:
+    """Of all latents so far ``(1, channels, T, h, w)`` those that a chunk is imagined from."""
+    length = history.shape[2]
+    begins = torch.zeros(1, dtype=torch.long)
+    rows = variant.context(begins, begins + length - 1, num_past, length)
+    return history[:, :, rows[0]]
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.adapter_files import MEMORY_FOLDER, read_adapter, write_adapter
+from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.memory.context_learning import ContextBatches, ContextObjective
+from sfvgen_planner.memory.contexts import CONTEXTS
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
@@ -39,7 +42,7 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
             loop of the same memory settings goes on from there; only `instruction_code` may be new.
 
     Returns:
-        The finished checkpoint folder, with the trained adapters in `memory`.
+        The finished checkpoint folder, with the trained adapters in `memory` if there are any.
 
     Raises:
         SfvgenError: The store is empty, does not fit the model or has nothing to recall, or `out`
@@ -63,24 +66,25 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         table, held_out = table.split(HELD_OUT_EVERY)
         held_out = held_out.encoded(model)
     table = table.encoded(model)
-    adapters = _attach(model, recipe, init_from)
+    config = recipe.memory_config
+    adapters = None if config is None else _attach(model, recipe, config, init_from)
     if recipe.compile and accelerator.device.type == "cuda":
         # Writes, judged and ordinary windows have a graph each, and more in a further stage.
         torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
         model.unet.compile(dynamic=False)
     for index, stage in enumerate(recipe.stages):
-        objective = SlowFastObjective(
-            model, adapters, recipe.training_config(stage), stage.second_order
-        )
-        _set_learning(objective, adapters, stage, recipe)
-        evaluation = None
-        if held_out is not None:
-            measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
-            evaluation = Evaluation(recipe.eval_every, measure)
         batches = LoopBatches(table, model, recipe, stage)
-        draw_batch: DrawBatch = batches
-        if stage.stored_batches:
-            draw_batch = StoredBatches(batches, objective, stage)
+        objective: nn.Module
+        draw_batch: DrawBatch
+        evaluation = None
+        if adapters is None:
+            objective = ContextObjective(model)
+            draw_batch = ContextBatches(batches, CONTEXTS[recipe.context])
+        else:
+            objective, draw_batch = _with_memory(model, adapters, recipe, stage, batches)
+            if held_out is not None:
+                measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
+                evaluation = Evaluation(recipe.eval_every, measure)
         train(
             objective,
             draw_batch,
@@ -93,39 +97,56 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         )
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
-        tensors = {name: value.cpu().clone() for name, value in adapters.tensors().items()}
-        settings = partial(write_adapter, adapters=adapters, tensors=tensors)
-        adapters.detach()
-        save_checkpoint(models, final, lambda folder: settings(folder / MEMORY_FOLDER))
+        write_more = None if adapters is None else _detached(adapters)
+        save_checkpoint(models, final, write_more)
     accelerator.wait_for_everyone()
     return final
 
 
-def _attach(model: VideoWorldModel, recipe: LoopRecipe, init_from: Path) -> Adapters:
+def _detached(adapters: Adapters) -> Callable[[Path], None]:
+    """Take the adapters out of the model; a function that writes them into a checkpoint folder."""
+    tensors = {name: value.cpu().clone() for name, value in adapters.tensors().items()}
+    adapters.detach()
+    return lambda folder: write_adapter(folder / MEMORY_FOLDER, adapters, tensors)
+
+
+def _with_memory(
+    model: VideoWorldModel,
+    adapters: Adapters,
+    recipe: LoopRecipe,
+    stage: LoopStage,
+    batches: LoopBatches,
+) -> tuple[SlowFastObjective, DrawBatch]:
+    """What a stage trains, and on which batches."""
+    config = recipe.training_config(stage)
+    assert config is not None
+    objective = SlowFastObjective(model, adapters, config, stage.second_order)
+    objective.requires_grad_(not stage.adapters_only)
+    for parameter in adapters.parameters():
+        # With Adam every memory starts at the same untrained adapters, as in the paper.
+        parameter.requires_grad_(config.rule == "normalised")
+    if stage.stored_batches:
+        return objective, StoredBatches(batches, objective, stage)
+    return objective, batches
+
+
+def _attach(
+    model: VideoWorldModel, recipe: LoopRecipe, wanted: MemoryConfig, init_from: Path
+) -> Adapters:
     """Fresh adapters, or those that an earlier loop has trained."""
-    adapters = Adapters(model, recipe.memory_config, recipe.seed)
+    adapters = Adapters(model, wanted, recipe.seed)
     folder = init_from / MEMORY_FOLDER
     if folder.is_dir():
         tensors, config, _ = read_adapter(folder)
         # An instruction code is zero at the start: a memory without one is a memory with such.
-        heard = config.instruction_code or recipe.memory_config.instruction_code
-        if replace(config, instruction_code=heard) != recipe.memory_config:
+        heard = config.instruction_code or wanted.instruction_code
+        if replace(config, instruction_code=heard) != wanted:
             raise SfvgenError(
                 f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
                 "them alike, or delete that folder to start afresh"
             )
         adapters.load(tensors)
     return adapters
-
-
-def _set_learning(
-    objective: SlowFastObjective, adapters: Adapters, stage: LoopStage, recipe: LoopRecipe
-) -> None:
-    """Mark what the stage trains."""
-    objective.requires_grad_(not stage.adapters_only)
-    for parameter in adapters.parameters():
-        # With Adam every memory starts at the same untrained adapters, as in the paper.
-        parameter.requires_grad_(recipe.memory_config.rule == "normalised")
 
 
 def loop_metrics(objective: SlowFastObjective, batches: LoopBatches) -> Callable[[int], Metrics]:

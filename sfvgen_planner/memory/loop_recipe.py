@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfvgen_planner.data.recipe import DataRecipe, validated
-from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory.config import MemoryConfig, memory_variant
+from sfvgen_planner.memory.contexts import CONTEXTS
 from sfvgen_planner.world_model.recipe import Conditions, Optimisation, read_changed
 
 
@@ -88,9 +88,16 @@ class LoopRecipe(BaseModel):
         default=0, ge=0, description="Steps between held-out losses; 0 for never."
     )
     data: DataRecipe
-    variant: str = Field(default="ours", description="Name of the memory's design.")
+    variant: str = Field(
+        default="ours",
+        description="Name of the memory's design; `none` trains the model for `context` instead.",
+    )
     memory: dict[str, Any] = Field(
         default_factory=dict, description="Settings of `MemoryConfig` that differ from it."
+    )
+    context: str = Field(
+        default="recent",
+        description="Frames that recalls are imagined from, of `CONTEXTS`, without a memory.",
     )
     recalls: dict[str, float] = Field(
         min_length=1,
@@ -113,20 +120,17 @@ class LoopRecipe(BaseModel):
     stages: list[LoopStage] = Field(min_length=1)
 
     @property
-    def memory_config(self) -> MemoryConfig:
-        """The variant with this recipe's own settings."""
+    def memory_config(self) -> MemoryConfig | None:
+        """The variant with this recipe's own settings; None for no memory."""
         config = memory_variant(self.variant)
-        if config is None:
-            raise SfvgenError(
-                f"the variant {self.variant!r} has no memory to train; choose another"
-            )
-        return replace(config, **self.memory)
+        return None if config is None else replace(config, **self.memory)
 
-    def training_config(self, stage: LoopStage) -> MemoryConfig:
+    def training_config(self, stage: LoopStage) -> MemoryConfig | None:
         """How memories learn in a stage."""
-        draws = stage.num_noise_draws
-        config = self.memory_config
-        return config if draws is None else replace(config, num_noise_draws=draws)
+        draws, config = stage.num_noise_draws, self.memory_config
+        if draws is None or config is None:
+            return config
+        return replace(config, num_noise_draws=draws)
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
@@ -141,6 +145,13 @@ class LoopRecipe(BaseModel):
                 raise ValueError(
                     f"recalls: {pattern!r} is no regular expression ({error})"
                 ) from error
+        if self.context not in CONTEXTS:
+            raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {self.context!r}")
+        if config is None:
+            self._check_context()
+            return self
+        if self.context != "recent":
+            raise ValueError("context: a memory goes with recent frames; set variant: none")
         if config.conditioned or config.whole_history:
             raise ValueError(
                 "the loop trains memories that learn the present chunk without conditions; choose "
@@ -149,6 +160,21 @@ class LoopRecipe(BaseModel):
         if config.rule == "adam" and any(stage.adapters_only for stage in self.stages):
             raise ValueError("adapters_only: adapters that learn with Adam start untrained")
         return self
+
+    def _check_context(self) -> None:
+        if self.context == "recent":
+            raise ValueError(
+                "the variant none has no memory to train; choose another, or another context"
+            )
+        if (
+            self.memory
+            or self.eval_every
+            or any(stage.stored_batches or stage.adapters_only for stage in self.stages)
+        ):
+            raise ValueError(
+                "memory, eval_every, stored_batches and adapters_only are for a memory; leave "
+                "them out with the variant none"
+            )
 
     @classmethod
     def load(cls, path: Path, changes: Sequence[str] = ()) -> "LoopRecipe":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
 from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.memory.contexts import Context
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.world_model import VideoWorldModel
@@ -183,7 +184,7 @@ class LoopBatches:
         self._table = table
         self._stage = stage
         self._recall_share = recipe.recall_share
-        self._config = recipe.training_config(stage)
+        self._learning = recipe.training_config(stage)
         self._scheduler = model.scheduler
         self._num_past: int = model.config.num_past_frames
         self._num_future: int = model.config.num_future_frames
@@ -262,20 +263,43 @@ class LoopBatches:
             mix = torch.where(is_other, self._windows.draw_mixes(count, generator), mix)
         return first, mix
 
-    def judged(self, first: Tensor, mix: Tensor, generator: torch.Generator) -> SlowBatch:
-        """The windows that begin at these rows, once for each of a memory's samples."""
+    def judged(
+        self,
+        first: Tensor,
+        mix: Tensor,
+        generator: torch.Generator,
+        context: Context | None = None,
+        num_chunks: int = 0,
+    ) -> SlowBatch:
+        """The windows that begin at these rows, once for each of a memory's samples.
+
+        Args:
+            first: First rows of the windows.
+            mix: Mixes of conditions.
+            generator: Source of the noise.
+            context: Their past frames; by default the last f_p.
+            num_chunks: Whole chunks of their episodes before them, for a context.
+        """
         samples = self._stage.samples_per_memory
+        first = first.repeat_interleave(samples)
+        past = None
+        if context is not None:
+            longest = self._num_future * (num_chunks + 1)
+            present = first + self._num_past - 1
+            past = context(self._begins[present], present, self._num_past, longest)
         return self._windows.batch(
-            first.repeat_interleave(samples),
+            first,
             mix.repeat_interleave(samples),
             self._num_past,
             self._num_past + self._num_future,
             generator,
+            past,
         )
 
     def writes(self, first: Tensor, num_chunks: int, generator: torch.Generator) -> Writes:
         """The first `num_chunks` chunks of the windows' episodes."""
-        config, begins = self._config, self._begins[first]
+        config, begins = self._learning, self._begins[first]
+        assert config is not None
         device = begins.device
         num_past = min(self._num_past, config.max_past_frames or self._num_past)
         offsets = torch.arange(1 - num_past, self._num_future + 1, device=device)

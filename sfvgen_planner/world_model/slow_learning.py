@@ -107,7 +107,13 @@ class SlowWindows:
         return torch.multinomial(self._mixes, count, replacement=True, generator=generator)
 
     def batch(
-        self, first: Tensor, mix: Tensor, num_past: int, length: int, generator: torch.Generator
+        self,
+        first: Tensor,
+        mix: Tensor,
+        num_past: int,
+        length: int,
+        generator: torch.Generator,
+        context: Tensor | None = None,
     ) -> SlowBatch:
         """Windows of `length` frames from the rows `first` on, `(batch,)`, with fresh noise.
 
@@ -117,6 +123,7 @@ class SlowWindows:
             num_past: f_p.
             length: Frames of a window.
             generator: Source of the noise.
+            context: `(batch, frames)`, rows of other past frames than the f_p at a window's start.
         """
         table = self._table
         told = table.instruction_ids[first + num_past - 1] > 0
@@ -129,8 +136,10 @@ class SlowWindows:
         rows = first[:, None] + torch.arange(length, device=self.device)
         end = self._ends[first + num_past - 1, None]
         rows = torch.where(language[:, None], torch.minimum(rows, end), rows)
-        latents = table.frames[rows].float().transpose(1, 2)
         leading = rows[:, num_past - 1 : -1]
+        if context is not None:
+            rows, num_past = torch.cat([context, rows[:, num_past:]], dim=1), context.shape[1]
+        latents = table.frames[rows].float().transpose(1, 2)
         ids = table.instruction_ids[leading]
         holds = language | ((mix == _BOTH) & (ids == ids[:, :1]).all(dim=1))
         texts = ids[:, 0] * holds
