@@ -83,6 +83,8 @@ def test_a_model_learns_to_use_what_is_only_in_its_context(model, tmp_path):
         how = Optimisation(steps=60, batch_size=24, learning_rate=3e-3, warmup_steps=0)
         train(objective, draw, how, tmp_path / name, begin_training(0, "no"), 0, name)
         with torch.no_grad():
-            held = [draw(torch.Generator().manual_seed(10_000 * (1000 + seed)))[0] for seed in range(20)]
+            held = [
+                draw(torch.Generator().manual_seed(10_000 * (1000 + seed)))[0] for seed in range(20)
+            ]
             losses[name] = np.mean([objective(batch, None).item() for batch in held])
     assert losses["anchor_frame"] < losses["recent"]

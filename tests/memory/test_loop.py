@@ -118,6 +118,19 @@ def test_a_further_loop_of_another_memory_is_refused(folder, looped, capsys):
     assert "other settings than the recipe" in capsys.readouterr().err
 
 
+def test_a_model_can_be_trained_for_another_context_instead(folder, looped):
+    """From a checkpoint with a memory too: the outcome has none."""
+    other = "\n".join(
+        line for line in RECIPE.splitlines() if not line.startswith(("memory:", "eval_every:"))
+    )
+    (folder / "long.yaml").write_text(f"variant: none\ncontext: long_context\n{other}")
+    assert loop(folder, looped, "long", "long.yaml") == 0
+    final = folder / "long/model"
+    assert not (final / "memory").exists()
+    before, after = (load_world_model(path).unet.state_dict() for path in (looped, final))
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
 def test_stored_memories_are_refused_under_fsdp(folder, tiny_checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("sfvgen_planner.memory.loop.is_sharding", lambda accelerator: True)
     stored = RECIPE.replace("second_order: true", "stored_batches: 2")
