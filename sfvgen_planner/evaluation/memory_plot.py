@@ -12,7 +12,7 @@ FIGURE = "open_loop_error_px"
 
 
 def plot_error_against_horizon(results: Path, out: Path) -> None:
-    """Draw one panel per recall, one line per variant, with the 95 % intervals.
+    """Draw one panel per recall, one line per model and variant, with the 95 % intervals.
 
     Args:
         results: result file of ``sfvgen eval memory``.
@@ -25,17 +25,19 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
     rows = figure_rows(results, FIGURE, "memory")
     recalls = sorted({row["recall"] for row in rows})
     horizons = sorted({row["horizon"] for row in rows})
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))
+    has_one_model = len({model for model, _ in kinds}) == 1
     figure = new_figure(1 + 4 * len(recalls), 3.6)
     panels = figure.subplots(1, len(recalls), sharex=True, sharey=True, squeeze=False)[0]
     lines = {}
     for panel, recall in zip(panels, recalls, strict=True):
-        for place, variant in enumerate(variants):
-            chosen = [row for row in rows if (row["recall"], row["variant"]) == (recall, variant)]
+        for place, kind in enumerate(kinds):
+            chosen = [row for row in rows if (row["recall"], _kind(row)) == (recall, kind)]
             if chosen:
                 # Beside each other, so that no interval hides another.
-                shift = 0.06 * (place - (len(variants) - 1) / 2)
-                label = variant.replace("_", " ")
+                shift = 0.06 * (place - (len(kinds) - 1) / 2)
+                model, variant = kind
+                label = variant.replace("_", " ") + ("" if has_one_model else f", {model}")
                 lines[label] = _draw_line(panel, chosen, shift, color=f"C{place}")
         panel.set_title(f"asked for the {recall} place")
         panel.set_xlabel("memory horizon [chunks]")
@@ -45,6 +47,10 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
     panels[0].set_ylabel("error of the imagined place [px of 64]")
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
     save_figure(figure, out)
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    return row["model"], row["variant"]
 
 
 def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style: Any) -> Any:

@@ -15,7 +15,7 @@ from sfvgen_planner.cli.main import main
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import memory as evaluation
-from sfvgen_planner.evaluation import memory_closed_loop, memory_config
+from sfvgen_planner.evaluation import memory_closed_loop, memory_config, memory_plot
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
 from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_horizon
@@ -418,6 +418,24 @@ def test_unknown_choices_are_one_sentence(tmp_path, capsys, option, words):
 def test_a_plot_without_figures_is_one_sentence(tmp_path):
     with pytest.raises(SfvgenError, match="has no open_loop_error_px"):
         plot_error_against_horizon(tmp_path / "none.json", tmp_path / "a.png")
+
+
+def test_models_have_lines_of_their_own(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(memory_plot, "save_figure", lambda figure, out: figures.append(figure))
+    row = {"name": FIGURE, "ci95": [0.5, 3.5], "variant": "ours", "recall": "first"}
+    rows = [
+        {**row, "model": model, "horizon": horizon, "value": value}
+        for model, horizon, value in [("a", 1, 1.0), ("b", 2, 2.0), ("a", 2, 3.0)]
+    ]
+    for count, wanted in [(3, {"ours, a": [1, 3], "ours, b": [2]}), (1, {"ours": [1]})]:
+        (tmp_path / "a.json").write_text(json.dumps({"figures": rows[:count]}))
+        plot_error_against_horizon(tmp_path / "a.json", tmp_path / "a.png")
+        labels = [text.get_text() for text in figures[-1].legends[0].get_texts()]
+        lines = figures[-1].axes[0].containers
+        drawn = [list(container.lines[0].get_ydata()) for container in lines]
+        assert dict(zip(labels, drawn, strict=True)) == wanted
 
 
 def test_ratios_are_of_means_and_paired():
