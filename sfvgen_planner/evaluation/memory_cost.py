@@ -17,6 +17,7 @@ from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, trained_config
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.checkpoint import quiet_libraries
+from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 
 NUM_BATCHED = 16
 BASE_MODEL = "text-to-video-ms-1.7b's architecture, random weights"
@@ -44,9 +45,11 @@ def measure_cost(config: MemoryConfig) -> Iterator[Figure]:
 def measure_base_model_cost(config: MemoryConfig) -> Iterator[Figure]:
     """The same for a model of the paper's size (section 3.2's figures), with random weights.
 
-    The memories have the settings that they have on the small model.
+    The memories have the settings that they have on the small model; their writes go without most
+    of the activations, which at this size would need many times a sample's memory.
     """
     model = build_base_model(config.device)
+    enable_gradient_checkpointing(model.unet)
     with quiet_libraries():
         model.to(torch.bfloat16)
     plain = _cost(partial(_generate, model, None, MANY_STEPS, config), config)

@@ -66,8 +66,9 @@ class LayerCodes:
             self.of_layer = list(zip((1 + scale).unbind(), shift.unbind(), strict=True))
 
     def forget(self, unet: nn.Module, args: Any, output: Any) -> None:
-        """Afterwards: a graph must not outlive its step."""
-        self.of_layer = None
+        """Afterwards; but gradient checkpointing computes layers anew while memories are placed."""
+        if not torch.is_grad_enabled():
+            self.of_layer = None
 
     def _codes(self, states: Tensor, placed: "MemoryLinear") -> Tensor:
         """W and C `(2, layers, groups, r)` for instructions `(samples, text size)`."""
@@ -338,19 +339,16 @@ class Adapters:
             for name, module in self._peft.named_modules()
             if isinstance(module, _MemoryLayer)
         }
-        self._hooks = self._listen_to(unet)
+        self._codes: LayerCodes | None = None
+        self._hooks: tuple[RemovableHandle, ...] = ()
+        if config.num_time_codes or config.instruction_code:
+            layers = self._layers.values()
+            self._codes = LayerCodes([x for x in layers if isinstance(x, MemoryLinear)])
+            self._hooks = (
+                unet.register_forward_pre_hook(self._codes.listen, with_kwargs=True),
+                unet.register_forward_hook(self._codes.forget, always_call=True),
+            )
         self._draw(seed)
-
-    def _listen_to(self, unet: nn.Module) -> tuple[RemovableHandle, ...]:
-        """Give the layers their codes whenever the denoiser works, if they have any."""
-        if not (self.config.num_time_codes or self.config.instruction_code):
-            return ()
-        layers = [layer for layer in self._layers.values() if isinstance(layer, MemoryLinear)]
-        codes = LayerCodes(layers)
-        return (
-            unet.register_forward_pre_hook(codes.listen, with_kwargs=True),
-            unet.register_forward_hook(codes.forget, always_call=True),
-        )
 
     @torch.no_grad()
     def _draw(self, seed: int) -> None:
@@ -386,6 +384,9 @@ class Adapters:
             fast: What `start` gives, or learnt from it.
             chunks: `(memories,)`, the number of chunks that each has written.
         """
+        if self._codes is not None:
+            # A graph must not outlive its step.
+            self._codes.of_layer = None
         for name, layer in self._layers.items():
             if fast is None:
                 layer.place(None, None, None)

@@ -84,9 +84,9 @@ class FastLearner:
         else:
             fast = {name: value.detach().requires_grad_() for name, value in fast.items()}
             context = _frozen(self._objective)
-        with torch.enable_grad(), context:
-            with self._adapters.placed(fast, chunks):
-                losses = self.losses(batch, len(chunks))
+        with torch.enable_grad(), context, self._adapters.placed(fast, chunks):
+            losses = self.losses(batch, len(chunks))
+            # Still in place: gradient checkpointing computes the layers anew.
             gradients = torch.autograd.grad(
                 losses.sum(), list(fast.values()), create_graph=create_graph
             )

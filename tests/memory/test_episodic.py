@@ -12,6 +12,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
 from sfvgen_planner.memory.adapter import peft_config
 from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.kernels import use_trainable_attention
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
@@ -330,6 +331,20 @@ def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config
     assert torch.equal(video(model), before)
     state = memory.state()
     assert all((v == 0.1).all() for k, v in state.items() if ".lora_B." in k)
+
+
+@of_both_kinds
+def test_gradient_checkpointing_leaves_a_write_as_it_is(new_model, config):
+    states = []
+    for checkpointing in (False, True):
+        model = new_model()
+        if checkpointing:
+            enable_gradient_checkpointing(model.unet)
+        memory = EpisodicMemory(model, replace(config, instruction_code=config.is_coded))
+        write(memory)
+        states.append(memory.state())
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], atol=1e-5)
 
 
 @of_both_kinds
