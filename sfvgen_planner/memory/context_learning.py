@@ -1,14 +1,12 @@
 """Slow weights that know how to use other contexts than the last frames, without any memory."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sfvgen_planner.memory.contexts import Context
 from sfvgen_planner.memory.slow_fast import LoopBatches
 from sfvgen_planner.world_model import VideoWorldModel
-from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
-from sfvgen_planner.world_model.trainer import shared_seed
+from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective, mean_error
 
 
 class ContextObjective(nn.Module):
@@ -24,12 +22,8 @@ class ContextObjective(nn.Module):
 
     def forward(self, judged: SlowBatch, slow: SlowBatch | None) -> Tensor:
         """Mean squared error over all samples."""
-        errors, counted = self.slow.errors(judged)
-        total, number = errors.sum(), counted.sum()
-        if slow is not None:
-            errors, counted = self.slow.errors(slow)
-            total, number = total + errors.sum(), number + counted.sum()
-        return total / number
+        batches = filter(None, (judged, slow))
+        return mean_error(*map(self.slow.errors, batches))
 
 
 class ContextBatches:
@@ -46,8 +40,7 @@ class ContextBatches:
 
     def __call__(self, generator: torch.Generator) -> tuple[SlowBatch, SlowBatch | None]:
         """One step's batch; all of its windows come after as many whole chunks."""
-        host = np.random.default_rng(shared_seed(generator))
-        num_chunks = int(host.choice(self._batches.horizons))
+        num_chunks = self._batches.draw_horizon(generator)
         first, mix = self._batches.choose(num_chunks, generator)
         judged = self._batches.judged(first, mix, generator, self._context, num_chunks)
         return judged, self._batches.slow(generator)

@@ -21,6 +21,7 @@ from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
 from sfvgen_planner.world_model.sharding import is_sharding
+from sfvgen_planner.world_model.slow_learning import mean_error
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
@@ -170,12 +171,12 @@ def loop_metrics(objective: SlowFastObjective, batches: LoopBatches) -> Callable
                 fast = {k: v.detach() for k, v in objective.write(writes).items()}
                 other = {name: value.roll(1, 0) for name, value in fast.items()}
                 with torch.no_grad():
-                    for name, (errors, counted) in {
+                    for name, part in {
                         "with": objective.errors(fast, chunks, judged),
                         "without": objective.slow.errors(judged),
                         "of_another": objective.errors(other, chunks, judged),
                     }.items():
-                        loss = (errors.sum() / counted.sum()).item()
+                        loss = mean_error(part).item()
                         metrics[f"held_out_{name}_memory/{chunks}_chunks"] = loss
         for name in ("with", "without", "of_another"):
             key = f"held_out_{name}_memory"

@@ -24,6 +24,7 @@ from sfvgen_planner.world_model.slow_learning import (
     SlowBatch,
     SlowObjective,
     SlowWindows,
+    mean_error,
     pick,
     slow_batches,
     told_starts,
@@ -107,12 +108,10 @@ class SlowFastObjective(nn.Module):
             fast, num_chunks = writes.fast, writes.num_chunks
         else:
             fast, num_chunks = self.write(writes), len(writes.windows)
-        errors, counted = self.errors(fast, num_chunks, judged)
-        total, number = errors.sum(), counted.sum()
+        parts = [self.errors(fast, num_chunks, judged)]
         if slow is not None:
-            errors, counted = self.slow.errors(slow)
-            total, number = total + errors.sum(), number + counted.sum()
-        return total / number
+            parts.append(self.slow.errors(slow))
+        return mean_error(*parts)
 
     def write(self, writes: Writes) -> FastWeights:
         """Fresh memories after all their chunks (the inner loop of Algorithm 1b)."""
@@ -224,11 +223,15 @@ class LoopBatches:
 
     def __call__(self, generator: torch.Generator) -> LoopBatch:
         """One step's batch."""
-        # Drawn on the host, and the same on all processes, which wait for each other.
-        host = np.random.default_rng(shared_seed(generator))
-        num_chunks = int(host.choice(self.horizons))
+        num_chunks = self.draw_horizon(generator)
         writes, judged = self.draw(num_chunks, generator)
         return LoopBatch(writes, judged, self.slow(generator))
+
+    def draw_horizon(self, generator: torch.Generator) -> int:
+        """The number of chunks before a step's windows."""
+        # Drawn on the host, and the same on all processes, which wait for each other.
+        host = np.random.default_rng(shared_seed(generator))
+        return int(host.choice(self.horizons))
 
     def slow(self, generator: torch.Generator) -> SlowBatch | None:
         """The ordinary samples of a step, if there are any."""

@@ -59,9 +59,7 @@ class SlowObjective(nn.Module):
 
     def forward(self, *fields: Tensor) -> Tensor:
         """Mean squared error of the prediction; `fields` are those of `SlowBatch`."""
-        batch = SlowBatch(*fields)  # type: ignore[arg-type]
-        errors, counted = self.errors(batch)
-        return errors.sum() / counted.sum()
+        return mean_error(self.errors(SlowBatch(*fields)))  # type: ignore[arg-type]
 
     def errors(self, batch: SlowBatch) -> tuple[Tensor, Tensor]:
         """Each sample's summed squared error, `(batch,)`, and the numbers that it counts."""
@@ -83,6 +81,12 @@ class SlowObjective(nn.Module):
         wanted = target(self._scheduler, batch.latents, batch.noise, batch.timesteps)
         error = (prediction.float() - wanted).square() * ~clean
         return error.flatten(1).sum(dim=1), (~clean).expand_as(error).flatten(1).sum(dim=1)
+
+
+def mean_error(*parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean squared error over all that `SlowObjective.errors` gave for one or several batches."""
+    errors, counted = zip(*parts, strict=True)
+    return torch.cat(errors).sum() / torch.cat(counted).sum()
 
 
 class SlowWindows:
