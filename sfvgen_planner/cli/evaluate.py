@@ -15,6 +15,8 @@ class _Evaluation(NamedTuple):
     help: str
     plot: tuple[str, str, str] | None = None
     """Module and function that draw the result file, and what they draw."""
+    is_spread: bool = False
+    """Whether its episodes can be played in several processes."""
 
 
 _EVALUATIONS = {
@@ -34,6 +36,7 @@ _EVALUATIONS = {
         "MemoryConfig",
         "cubes that are asked back, with and without a memory; its cost",
         plot=("memory_plot", "plot_error_against_horizon", "error against horizon"),
+        is_spread=True,
     ),
     "policy": _Evaluation(
         "policy_evaluation",
@@ -50,6 +53,7 @@ _EVALUATIONS = {
         "planning",
         "PlanningConfig",
         "planners against expert and random, memory on and off",
+        is_spread=True,
     ),
     "goal-planning": _Evaluation(
         "goal_planning",
@@ -60,6 +64,7 @@ _EVALUATIONS = {
 
 
 _SETTINGS = (
+    "num_workers",
     "variants",
     "recalls",
     "horizons",
@@ -116,6 +121,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
                 "--plot",
                 metavar="FILE",
                 help=f"draw {evaluation.plot[-1]} from the whole result file",
+            )
+        if evaluation.is_spread:
+            one.add_argument(
+                "--num-workers",
+                type=int,
+                metavar="N",
+                help="processes that play the episodes, each with a model of its own (default: 1)",
             )
         if name == "memory":
             _add_memory_options(one)

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from sfvgen_planner.data.camera import camera_frame, proprioception
 from sfvgen_planner.data.environment import action_box
 from sfvgen_planner.data.episode import EpisodeSource
+from sfvgen_planner.data.player import EpisodePlayer, EpisodeTask
 from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.data.rollout import checked_action
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, require_free_folder
-from sfvgen_planner.data.workers import EpisodePlayer, EpisodeTask, play_episodes
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.workers import check_num_workers, play_all
 
 
 def collect(
@@ -88,8 +88,7 @@ def collect_recipe(
             else. Later: a policy that gives wrong actions, a full disk.
     """
     out = Path(out)
-    if num_workers < 1:
-        raise SfvgenError(f"num_workers must be at least 1, but it is {num_workers}")
+    check_num_workers(num_workers)
     exists = out.is_dir() and any(out.iterdir())
     if not exists:
         require_free_folder(out)
@@ -155,7 +154,7 @@ def _play_missing(
         desc=str(store.path),
         disable=not progress,
     ) as bar:
-        for episode in play_episodes(player, missing, num_workers):
+        for episode in play_all(player, missing, num_workers):
             store.append(episode)
             num_frames += len(episode.frames)
             rate = num_frames / (time.perf_counter() - start)

@@ -25,6 +25,7 @@ class EvaluationConfig:
         model: shipped name or checkpoint folder.
         device: of the model; by default the GPU where there is one.
         batch_size: videos imagined at once.
+        num_workers: processes that play episodes, in the evaluations that can be spread.
         folder: of the result file, where what belongs to it goes too.
         figures: names of those asked for; None for all.
     """
@@ -32,6 +33,7 @@ class EvaluationConfig:
     model: str = "tabletop"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     batch_size: int = 16
+    num_workers: int = 1
     folder: Path = Path("results")
     figures: tuple[str, ...] | None = None
 

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from sfvgen_planner.data.environment import make_env
+from sfvgen_planner.data.environment import Environment, make_env
 from sfvgen_planner.evaluation.memory_config import MemoryConfig
-from sfvgen_planner.evaluation.memory_trials import (
-    description,
-    trial_figures,
-    trial_groups,
-    trial_states,
-)
+from sfvgen_planner.evaluation.memory_trials import description, trial_figures, trial_groups
 from sfvgen_planner.evaluation.memory_variants import (
     OURS,
     PAPER,
     REFERENCE,
     VARIANTS,
-    State,
-    TrialMemories,
     Variant,
     attached,
+    learn,
+    remembered,
 )
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import ReturnTrial
+from sfvgen_planner.evaluation.rollout import play_spread
 from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanConfig, VideoPlanner
-from sfvgen_planner.world_model import load_world_model
+from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +66,11 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
         variants = {OURS: offered[OURS]} if judges_loop else {}
     if not variants:
         return
-    robot = _Robot(config.model, config)
-    unlooped = _Robot(config.no_loop_model, config) if judges_loop else None
-    for trials, memories, fields in trial_groups(
-        robot.model, config, config.num_closed_loop_episodes
-    ):
+    model = load_world_model(config.model)
+    for trials, _, fields in trial_groups(model, config, config.num_closed_loop_episodes):
         distances: dict[str, np.ndarray] = {}
         for name, variant in variants.items():
-            values = robot.returns(name, variant, trials, memories, fields)
+            values = _returns(name, variant, config.model, trials, config, fields)
             distances[name], _ = values["closed_loop_distance_m"]
             yield from trial_figures(values, trials, config, variant=name, **fields)
         for name in variants:
@@ -95,12 +88,11 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
                 config,
                 **told,
             )
-        if unlooped is not None:
-            yield from _loop_figures(unlooped, distances[OURS], trials, config, fields)
+        if judges_loop:
+            yield from _loop_figures(distances[OURS], trials, config, fields)
 
 
 def _loop_figures(
-    unlooped: _Robot,
     looped_distances: np.ndarray,
     trials: Sequence[ReturnTrial],
     config: MemoryConfig,
@@ -111,8 +103,7 @@ def _loop_figures(
     That is ours on the model against the paper's TEMP-LoRA on `no_loop_model`, which the slow-fast
     loop began with. Of the latter the figures of the closed loop come too.
     """
-    own = TrialMemories(trials)
-    values = unlooped.returns(PAPER, VARIANTS[PAPER], trials, own, fields)
+    values = _returns(PAPER, VARIANTS[PAPER], config.no_loop_model, trials, config, fields)
     told = {"variant": PAPER, "model": config.no_loop_model, **fields}
     yield from trial_figures(values, trials, config, **told)
     distances, _ = values["closed_loop_distance_m"]
@@ -140,66 +131,83 @@ def _ratio(
     )
 
 
+def _returns(
+    name: str,
+    variant: Variant,
+    checkpoint: str,
+    trials: Sequence[ReturnTrial],
+    config: MemoryConfig,
+    fields: Mapping[str, Any],
+) -> dict[str, tuple[np.ndarray, str]]:
+    """Where each trial's cube ends, and whether that is success; values and their units."""
+    results = play_spread(
+        _Robot(checkpoint, variant, config),
+        list(zip(trials, remembered(variant, trials), strict=True)),
+        config.num_workers,
+        f"{description(name, fields)}: executed",
+    )
+    return {
+        "closed_loop_distance_m": (np.array([r["distance_m"] for r in results]), "m"),
+        "closed_loop_success_rate": (np.array([float(r["success"]) for r in results]), "1"),
+    }
+
+
 class _Robot:
-    """The video planner of one checkpoint, in the simulator."""
+    """Returns cubes in the simulator with one checkpoint's video planner and a variant's memory."""
 
-    def __init__(self, checkpoint: str, config: MemoryConfig) -> None:
+    def __init__(self, checkpoint: str, variant: Variant, config: MemoryConfig) -> None:
         self._checkpoint = checkpoint
+        self._variant = variant
         self._config = config
-        self.model = load_world_model(checkpoint).to(config.device)
-        self._planner = VideoPlanner.from_pretrained(checkpoint, VideoPlanConfig(**config.sampling))
-        self._planner.inverse_dynamics.to(config.device)
+        self._opened: _Opened | None = None
 
-    def returns(
-        self,
-        name: str,
-        variant: Variant,
-        trials: Sequence[ReturnTrial],
-        memories: TrialMemories,
-        fields: Mapping[str, Any],
-    ) -> dict[str, tuple[np.ndarray, str]]:
-        """Where each trial's cube ends, and whether that is success; values and their units."""
-        what = description(name, fields)
-        num_memories = min(self._config.batch_size, len(trials))
-        with attached(variant, self.model, self._checkpoint, num_memories) as memory:
-            states = trial_states(variant, memory, memories, what)
-        with attached(variant, self.model, self._checkpoint) as memory:
-            results = self._execute(trials, memory, states, what)
-        return {
-            "closed_loop_distance_m": (np.array([r["distance_m"] for r in results]), "m"),
-            "closed_loop_success_rate": (np.array([float(r["success"]) for r in results]), "1"),
-        }
+    def play(self, task: tuple[ReturnTrial, ReturnTrial]) -> dict[str, Any]:
+        """The environment's own result of a trial's request.
 
-    def _execute(
-        self,
-        trials: Sequence[ReturnTrial],
-        memory: EpisodicMemory | None,
-        states: Sequence[State] | None,
-        what: str,
-    ) -> list[dict[str, Any]]:
-        """The environment's own result of each trial's request."""
-        results = []
-        env = make_env(ENV_ID, trials[0].env_kwargs)
-        rows = tqdm(
-            range(len(trials)), desc=f"{what}: executed", unit="episode", dynamic_ncols=True
-        )
-        for row in rows:
-            trial = trials[row]
-            # The memory knows the past already; it joins at the request and goes on learning.
-            imagination = ImaginationWrapper(env, self.model)
-            observation, info = imagination.reset(seed=trial.seed)
-            for action in trial.actions:
-                observation, _, terminated, _, info = imagination.step(action)
-            if memory is not None:
-                assert states is not None
-                memory.load(states[row])
-                imagination.memory = memory
-            policy = PlanningPolicy(imagination, self._planner)
-            policy.reset(trial.seed)
-            terminated = False
-            while not terminated:
-                action = policy.act(observation, info["instruction"])
-                observation, _, terminated, _, info = imagination.step(action)
-            results.append(info["instruction_results"][-1])
-        env.close()
-        return results
+        Args:
+            task: The trial, and the one whose past the memory has learnt.
+        """
+        trial, past = task
+        if self._opened is None:
+            self._opened = self._open(trial.env_kwargs)
+        env, model, planner, memory, _ = self._opened
+        # The memory knows the past already; it joins at the request and goes on learning.
+        imagination = ImaginationWrapper(env, model)
+        observation, info = imagination.reset(seed=trial.seed)
+        for action in trial.actions:
+            observation, _, terminated, _, info = imagination.step(action)
+        if memory is not None:
+            learn(memory, [past])
+            imagination.memory = memory
+        policy = PlanningPolicy(imagination, planner)
+        policy.reset(trial.seed)
+        terminated = False
+        while not terminated:
+            action = policy.act(observation, info["instruction"])
+            observation, _, terminated, _, info = imagination.step(action)
+        result: dict[str, Any] = info["instruction_results"][-1]
+        return result
+
+    def _open(self, env_kwargs: dict[str, Any]) -> _Opened:
+        config, stack = self._config, ExitStack()
+        model = load_world_model(self._checkpoint).to(config.device)
+        planner = VideoPlanner.from_pretrained(self._checkpoint, VideoPlanConfig(**config.sampling))
+        planner.inverse_dynamics.to(config.device)
+        env = make_env(ENV_ID, env_kwargs)
+        stack.callback(env.close)
+        memory = stack.enter_context(attached(self._variant, model, self._checkpoint))
+        return _Opened(env, model, planner, memory, stack)
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._opened is not None:
+            self._opened.stack.close()
+        self._opened = None
+
+
+class _Opened(NamedTuple):
+    env: Environment
+    model: VideoWorldModel
+    planner: VideoPlanner
+    memory: EpisodicMemory | None
+    stack: ExitStack

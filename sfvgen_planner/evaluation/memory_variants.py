@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from sfvgen_planner.world_model import VideoWorldModel
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,19 @@ def learn(memory: EpisodicMemory, trials: Sequence[ReturnTrial]) -> list[State]:
     return [memory.state(row) for row in range(len(trials))]
 
 
+def remembered(variant: Variant, trials: Sequence[T]) -> list[T]:
+    """Of each trial, or what belongs to it, the one that is remembered in its place.
+
+    Raises:
+        SfvgenError: another trial's is asked for, but there is only one.
+    """
+    own = list(trials)
+    if not variant.of_other_episode:
+        return own
+    require(len(own) > 1, "the memory of another episode needs at least 2 episodes, got 1")
+    return own[-1:] + own[:-1]
+
+
 class TrialMemories:
     """The memory of each trial at the request, learnt when it is first asked for, and kept."""
 
@@ -153,14 +168,9 @@ class TrialMemories:
         Raises:
             SfvgenError: another trial's is asked for, but there is only one.
         """
-        require(
-            not variant.of_other_episode or len(self._trials) > 1,
-            "the memory of another episode needs at least 2 episodes, got 1",
-        )
         if memory.config not in self._states:
             self._states[memory.config] = self._learn(memory, description)
-        own = self._states[memory.config]
-        return own[-1:] + own[:-1] if variant.of_other_episode else own
+        return remembered(variant, self._states[memory.config])
 
     def _learn(self, memory: EpisodicMemory, description: str) -> list[State]:
         states: list[State] = []

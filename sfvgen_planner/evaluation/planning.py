@@ -2,13 +2,14 @@
 
 On one CPU core, 200 episodes of each of the 4 levels take about 4 hours with ``video_plan`` and 50
 with ``mpc_cem`` or ``mpc_mppi``, 7 more with the paper's memory, 8 with ``mpc_simulator`` and a
-quarter with ``expert`` or ``random``; those with the world model want a GPU, or few episodes.
+quarter with ``expert`` or ``random``; those with the world model want a GPU, many workers, or few
+episodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 from sfvgen_policies import Policy, make_policy
 
 from sfvgen_planner.data.environment import make_env
+from sfvgen_planner.data.episode import EpisodeSource
+from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, VARIANTS, attached
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.evaluation.rollout import play, succeeded
+from sfvgen_planner.evaluation.rollout import play_spread, succeeded
 from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
 from sfvgen_planner.evaluation.tabletop import (
     ENV_ID,
@@ -128,26 +131,54 @@ def measure_planning(config: PlanningConfig) -> Iterator[Figure]:
 
 def _values(name: str, level: int, memory: bool, config: PlanningConfig) -> dict[str, np.ndarray]:
     """Figure to one value per episode."""
-    # Loaded anew, because a memory leaves the model with attention that is made for gradients.
-    model = load_world_model(config.model).to(config.device)
-    variant = VARIANTS[OURS if memory else REFERENCE]
-    env = make_env(ENV_ID, {"level": level, "recall": RECALL})
-    with closing(env), attached(variant, model, config.model) as fast_weights:
-        imagination = ImaginationWrapper(env, model, fast_weights)
-        policy = METHODS[name].make(imagination, config)
-        what = f"{name}, level {level}{', memory' if memory else ''}"
-        rows = [
-            (
-                float(succeeded(episode)),
-                recall_distance_m(episode),
-                waypoint_distance_m(episode),
-                *plans_per_second(policy),
-            )
-            for episode in play(
-                imagination, policy, config.seeds(config.num_planned_episodes), what
-            )
-        ]
+    rows = play_spread(
+        _MethodPlayer(name, level, memory, config),
+        config.seeds(config.num_planned_episodes),
+        config.num_workers,
+        f"{name}, level {level}{', memory' if memory else ''}",
+    )
     return dict(zip(UNITS, np.array(rows).T, strict=False))
+
+
+class _MethodPlayer:
+    """Plays one method's episodes, by their seeds, and takes their figures."""
+
+    def __init__(self, name: str, level: int, memory: bool, config: PlanningConfig) -> None:
+        self._name = name
+        self._level = level
+        self._memory = memory
+        self._config = config
+        self._opened: tuple[ImaginationWrapper, Policy, ExitStack] | None = None
+
+    def play(self, seed: int) -> tuple[float, ...]:
+        """The values of `UNITS`; without the last where there are no plans."""
+        if self._opened is None:
+            self._opened = self._open()
+        env, policy, _ = self._opened
+        episode = record_episode(env, policy, seed, EpisodeSource())
+        return (
+            float(succeeded(episode)),
+            recall_distance_m(episode),
+            waypoint_distance_m(episode),
+            *plans_per_second(policy),
+        )
+
+    def _open(self) -> tuple[ImaginationWrapper, Policy, ExitStack]:
+        config, stack = self._config, ExitStack()
+        # Loaded anew, because a memory leaves the model with attention that is made for gradients.
+        model = load_world_model(config.model).to(config.device)
+        variant = VARIANTS[OURS if self._memory else REFERENCE]
+        env = make_env(ENV_ID, {"level": self._level, "recall": RECALL})
+        stack.callback(env.close)
+        memory = stack.enter_context(attached(variant, model, config.model))
+        imagination = ImaginationWrapper(env, model, memory)
+        return imagination, METHODS[self._name].make(imagination, config), stack
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._opened is not None:
+            self._opened[-1].close()
+        self._opened = None
 
 
 def _video_planner(config: PlanningConfig) -> VideoPlanner:

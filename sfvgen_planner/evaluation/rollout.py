@@ -10,6 +10,7 @@ from tqdm import tqdm
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode, EpisodeSource
 from sfvgen_planner.data.rollout import record_episode
+from sfvgen_planner.workers import Player, Result, Task, play_all
 
 
 def play(
@@ -30,6 +31,15 @@ def play(
             num_successes += succeeded(episode)
             progress.set_postfix_str(f"{num_successes}/{count} succeeded", refresh=False)
             yield episode
+
+
+def play_spread(
+    player: Player[Task, Result], tasks: Sequence[Task], num_workers: int, description: str
+) -> list[Result]:
+    """What comes of all tasks, played in several processes, with a progress bar."""
+    results = play_all(player, tasks, num_workers)
+    total = len(tasks)
+    return list(tqdm(results, description, total, unit="episode", dynamic_ncols=True))
 
 
 def succeeded(episode: Episode) -> bool:

@@ -347,13 +347,13 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
 def test_each_variant_is_executed_once(
     tmp_path, tiny_checkpoint, looped_checkpoint, quick, monkeypatch
 ):
-    executed, real = [], memory_closed_loop._Robot.returns
+    executed, real = [], memory_closed_loop._returns
 
-    def counted(robot, name, *arguments):
+    def counted(name, *arguments):
         executed.append(name)
-        return real(robot, name, *arguments)
+        return real(name, *arguments)
 
-    monkeypatch.setattr(memory_closed_loop._Robot, "returns", counted)
+    monkeypatch.setattr(memory_closed_loop, "_returns", counted)
     out, names = tmp_path / "a.json", ["closed_loop_distance_m", "distance_ratio_no_loop"]
     sizes = {"num_episodes": 1, "no_loop_model": str(tiny_checkpoint)}
     run(out, looped_checkpoint, names, variants=("none", "ours"), **sizes)

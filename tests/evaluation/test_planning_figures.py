@@ -81,6 +81,22 @@ def test_the_values_are_those_of_the_environment(tmp_path, config):
     assert found["success_rate", "expert"]["value"] > found["success_rate", "random"]["value"]
 
 
+def test_workers_find_what_one_process_finds(tmp_path, config):
+    values = []
+    for num_workers in (1, 2):
+        out = tmp_path / f"{num_workers}.json"
+        spread = replace(config, methods=("random",), num_planned_episodes=4)
+        measure(out, replace(spread, num_workers=num_workers), FIGURES)
+        values.append([(row["name"], row["value"], row["seeds"]) for row in rows_of(out)])
+    assert values[0] == values[1]
+    assert len(values[0]) == 3
+
+
+def test_no_workers_are_refused(tmp_path, config):
+    with pytest.raises(SfvgenError, match="num_workers must be at least 1, but it is 0"):
+        measure(tmp_path / "a.json", replace(config, num_workers=0), FIGURES)
+
+
 def test_planners_are_measured_with_and_without_their_memory(
     tmp_path, config, short, looped_checkpoint, monkeypatch
 ):

@@ -11,14 +11,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, Protocol, TypeVar, cast
 
-from sfvgen_policies import Policy, make_policy
+from sfvgen_planner.errors import SfvgenError, require
 
-from sfvgen_planner.data.environment import Environment, make_env
-from sfvgen_planner.data.episode import Episode, EpisodeSource
-from sfvgen_planner.data.rollout import record_episode
-from sfvgen_planner.errors import SfvgenError
-
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Task_contra = TypeVar("Task_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 # A worker finds its next task waiting while its last episode is being stored.
 TASKS_PER_WORKER = 2
 # Episodes that are ahead of the one to be stored next wait in memory.
@@ -26,72 +26,31 @@ EPISODES_AHEAD_PER_WORKER = 4
 SECONDS_TO_STOP = 5.0
 
 
-@dataclass(frozen=True)
-class EpisodeTask:
-    """One episode to play."""
+class Player(Protocol[Task_contra, Result_co]):
+    """What plays episodes. It is sent to the processes by pickle before it plays any."""
 
-    source: EpisodeSource
-    seed: int
-
-
-class EpisodePlayer:
-    """Plays episodes of one environment id; keeps the environment from one to the next."""
-
-    def __init__(self, env_id: str, frame_skip: int = 1, image_size: int | None = None) -> None:
-        """Set what all episodes have in common; environments are made when first needed."""
-        self.env_id = env_id
-        self.frame_skip = frame_skip
-        self.image_size = image_size
-        self._source: EpisodeSource | None = None
-        self._env: Environment | None = None
-        self._policy: Policy | None = None
-
-    def prepare(self, source: EpisodeSource) -> tuple[Environment, Policy]:
-        """Return the environment and the policy of a source.
-
-        Raises:
-            SfvgenError: One of them does not exist or cannot be made.
-        """
-        if self._env is None or self._policy is None or source != self._source:
-            self.close()
-            self._env = make_env(self.env_id, source.env_kwargs, self.frame_skip)
-            try:
-                self._policy = make_policy(source.policy, self._env, **source.policy_kwargs)
-            except (ValueError, TypeError) as error:
-                raise SfvgenError(f"cannot make the policy {source.policy!r}: {error}") from error
-            self._source = source
-        return self._env, self._policy
-
-    def play(self, task: EpisodeTask) -> Episode:
-        """Play one episode."""
-        env, policy = self.prepare(task.source)
-        try:
-            return record_episode(env, policy, task.seed, task.source, self.image_size)
-        except SfvgenError as error:
-            raise SfvgenError(
-                f"{self.env_id}, policy {task.source.policy!r}, seed {task.seed}: {error}"
-            ) from error
+    def play(self, task: Task_contra) -> Result_co:
+        """Play one episode; environments and models are made when first needed."""
 
     def close(self) -> None:
         """Close the environment."""
-        if self._env is not None:
-            self._env.close()
-        self._env = self._policy = self._source = None
 
 
-def play_episodes(
-    player: EpisodePlayer, tasks: Sequence[EpisodeTask], num_workers: int = 1
-) -> Iterator[Episode]:
-    """Play the tasks and yield their episodes in the tasks' order.
+def play_all(
+    player: Player[Task, Result], tasks: Sequence[Task], num_workers: int = 1
+) -> Iterator[Result]:
+    """Play the tasks and yield what comes of them in the tasks' order.
 
     Args:
         player: Plays them; closed at the end.
         tasks: What to play.
-        num_workers: Number of processes; with 1 all happens in this one.
+        num_workers: Number of processes; with 1 all happens in this one. With more, a script needs
+            the usual `if __name__ == "__main__":`.
 
     Raises:
-        SfvgenError: An episode failed, or a worker process died.
+        SfvgenError: An episode failed, a worker process died, or `num_workers` is below 1.
     """
+    check_num_workers(num_workers)
     if num_workers == 1:
         with closing(player):
             for task in tasks:
@@ -103,6 +62,11 @@ def play_episodes(
         yield from pool.play(tasks)
 
 
+def check_num_workers(num_workers: int) -> None:
+    """Refuse fewer than one process."""
+    require(num_workers >= 1, f"num_workers must be at least 1, but it is {num_workers}")
+
+
 @dataclass
 class _Worker:
     process: SpawnProcess
@@ -110,8 +74,8 @@ class _Worker:
     pending: deque[int] = field(default_factory=deque)
 
 
-class _WorkerPool:
-    def __init__(self, player: EpisodePlayer, num_workers: int) -> None:
+class _WorkerPool(Generic[Task, Result]):
+    def __init__(self, player: Player[Task, Result], num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         with _worker_surroundings():
@@ -122,7 +86,7 @@ class _WorkerPool:
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
 
-    def play(self, tasks: Sequence[EpisodeTask]) -> Iterator[Episode]:
+    def play(self, tasks: Sequence[Task]) -> Iterator[Result]:
         replies: dict[int, object] = {}
         next_task = 0
         for index in range(len(tasks)):
@@ -139,9 +103,12 @@ class _WorkerPool:
                     replies[worker.pending.popleft()] = self._receive(worker)
             # A failure waits for its turn, so that the episodes before it are stored whatever the
             # number of workers.
-            yield _episode(replies.pop(index))
+            reply = replies.pop(index)
+            if isinstance(reply, Exception):
+                raise reply
+            yield cast(Result, reply)
 
-    def _send(self, worker: _Worker, task: EpisodeTask) -> None:
+    def _send(self, worker: _Worker, task: Task) -> None:
         try:
             worker.connection.send(task)
         except OSError as error:
@@ -157,7 +124,7 @@ class _WorkerPool:
         worker.process.join(SECONDS_TO_STOP)
         return SfvgenError(
             f"a worker process died (exit code {worker.process.exitcode}), perhaps for want of "
-            "memory; the episodes stored so far are kept: try again with fewer workers"
+            "memory; what is stored so far is kept: try again with fewer workers"
         )
 
     def close(self) -> None:
@@ -170,12 +137,11 @@ class _WorkerPool:
                 worker.process.join()
 
 
-def _serve(connection: "Connection[object, object]", player: EpisodePlayer) -> None:
+def _serve(connection: "Connection[object, object]", player: Player[Any, object]) -> None:
     """Play the tasks that come in until the other side closes."""
     try:
         while True:
             task = connection.recv()
-            assert isinstance(task, EpisodeTask)
             reply: object
             try:
                 reply = player.play(task)
@@ -188,13 +154,6 @@ def _serve(connection: "Connection[object, object]", player: EpisodePlayer) -> N
         pass
     finally:
         player.close()
-
-
-def _episode(reply: object) -> Episode:
-    if isinstance(reply, Exception):
-        raise reply
-    assert isinstance(reply, Episode)
-    return reply
 
 
 @contextmanager
