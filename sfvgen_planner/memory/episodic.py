@@ -438,7 +438,8 @@ class EpisodicMemory:
             else:
                 latents.append(template.latents[place * draws].expand(steps, *shape))
         # (memories, steps, ...) to one tensor for each step.
-        uniform = torch.stack(uniforms).transpose(0, 1).flatten(1, 2).to(template.latents)
+        # Not in half precision, of whose numbers few are between the lowest noise and 1.
+        uniform = torch.stack(uniforms).transpose(0, 1).flatten(1, 2).to(template.latents.device)
         noise = torch.stack(noises).transpose(0, 1).flatten(1, 2).to(template.latents)
         clean = torch.stack(latents).transpose(0, 1).to(template.latents)
         scheduler = self.world_model.scheduler
