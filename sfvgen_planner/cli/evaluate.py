@@ -69,6 +69,7 @@ _SETTINGS = (
     "recalls",
     "horizons",
     "no_loop_model",
+    "base_model",
     "methods",
     "levels",
     "num_candidates",
@@ -158,6 +159,12 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what the model's slow-fast loop began with, also shipped or a folder "
         "(default: tabletop)",
+    )
+    parser.add_argument(
+        "--base-model",
+        action="store_true",
+        help="measure what fast learning costs in a model of the paper's size (1.7 B, random "
+        "weights, 25 and 50 denoiser calls; needs a GPU) in place of the shipped one",
     )
 
 

@@ -28,6 +28,8 @@ class MemoryConfig(EvaluationConfig):
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: of the instruction.
         no_loop_model: what the slow-fast loop of the model began with.
+        base_model: measure what fast learning costs in a model of the paper's size, with random
+            weights, in place of the shipped one.
     """
 
     num_open_loop_episodes: int = 200
@@ -39,6 +41,7 @@ class MemoryConfig(EvaluationConfig):
     num_inference_steps: int = 4
     guidance_scale: float = 2.0
     no_loop_model: str = "tabletop"
+    base_model: bool = False
 
     def __post_init__(self) -> None:
         check_choices(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from sfvgen_planner.evaluation.base_model_speed import build_base_model
 from sfvgen_planner.evaluation.memory_config import MANY_STEPS, MemoryConfig
-from sfvgen_planner.evaluation.memory_variants import OURS, Variant, attached
+from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, Variant, attached
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, trained_config
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
@@ -20,12 +22,16 @@ from sfvgen_planner.world_model.checkpoint import quiet_libraries
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 
 NUM_BATCHED = 16
+BASE_MODEL_STEPS = (MANY_STEPS, 50)
 BASE_MODEL = "text-to-video-ms-1.7b's architecture, random weights"
 _INSTRUCTION = "return the red cube"
 
 
 def measure_cost(config: MemoryConfig) -> Iterator[Figure]:
     """What fast learning adds to the generation of a chunk, in time and memory."""
+    if config.base_model:
+        yield from measure_base_model_cost(config)
+        return
     variants = _distinct_memories(config)
     model = load_world_model(config.model).to(config.device)
     plain = {
@@ -37,31 +43,55 @@ def measure_cost(config: MemoryConfig) -> Iterator[Figure]:
             cost = _cost_of_memories(variant, 1, model, steps, config)
             for figure, values in _overheads(plain[steps], cost).items():
                 yield _cost_figure(figure, values, name, steps, config)
-    if torch.device(config.device).type == "cuda":
-        del model
-        yield from measure_base_model_cost(config)
 
 
 def measure_base_model_cost(config: MemoryConfig) -> Iterator[Figure]:
     """The same for a model of the paper's size (section 3.2's figures), with random weights.
 
-    The memories have the settings that they have on the small model; their writes go without most
-    of the activations, which at this size would need many times a sample's memory.
+    A sample is what the pipeline gives, that is frames. The memories have the settings that they
+    have on the small model; their writes keep few activations, because at this size all of them
+    would need many times a sample's memory.
     """
+    memories = _distinct_memories(config)
     model = build_base_model(config.device)
-    enable_gradient_checkpointing(model.unet)
     with quiet_libraries():
         model.to(torch.bfloat16)
-    plain = _cost(partial(_generate, model, None, MANY_STEPS, config), config)
-    for name, variant in _distinct_memories(config).items():
+    # Known to fit; to find that out would take further samples.
+    model.max_batch_size = 1
+    enable_gradient_checkpointing(model.unet)
+    plain = {
+        steps: _base_model_cost(partial(_generate, model, None, config=config), steps, config)
+        for steps in BASE_MODEL_STEPS
+    }
+    for steps, cost in plain.items():
+        for figure, (values, unit) in cost.figures().items():
+            yield _base_model_figure(figure, values, REFERENCE, steps, config, unit)
+    for name, variant in memories.items():
         assert variant.memory is not None
         trained = trained_config(config.model) if name == OURS else None
         memory = EpisodicMemory(model, trained or MEMORY_VARIANTS[variant.memory])
-        work = partial(_generate_and_learn, model, memory, MANY_STEPS, config)
-        cost = _cost(work, config)
+        work = partial(_generate_and_learn, model, memory, config=config)
+        draws = memory.config.num_noise_draws
+        for steps in BASE_MODEL_STEPS:
+            cost = _base_model_cost(work, steps, config)
+            overheads = {k: (v, "1") for k, v in _overheads(plain[steps], cost).items()}
+            for figure, (values, unit) in (overheads | cost.figures()).items():
+                yield _base_model_figure(
+                    figure, values, name, steps, config, unit, num_noise_draws=draws
+                )
         memory.detach()
-        for figure, values in _overheads(plain, cost).items():
-            yield _cost_figure(figure, values, name, MANY_STEPS, config, BASE_MODEL)
+
+
+def _base_model_cost(
+    work: Callable[..., object], num_inference_steps: int, config: MemoryConfig
+) -> _Cost:
+    """Of as many denoiser calls at each number of steps; a single one warms up."""
+    runs = max(1, config.num_timed_runs * MANY_STEPS // num_inference_steps)
+    return _cost(
+        partial(work, num_inference_steps=num_inference_steps, output_type="np"),
+        replace(config, num_timed_runs=runs),
+        warm_up=partial(work, num_inference_steps=1, output_type="np"),
+    )
 
 
 def measure_batch_cost(config: MemoryConfig) -> Iterator[Figure]:
@@ -108,11 +138,26 @@ class _Cost:
     seconds: np.ndarray
     peak_bytes: int | None
 
+    def figures(self) -> dict[str, tuple[np.ndarray, str]]:
+        """Values and units by name."""
+        figures = {"sample_seconds": (self.seconds, "s")}
+        if self.peak_bytes is not None:
+            figures["sample_peak_gb"] = (np.array([self.peak_bytes / 1e9]), "GB")
+        return figures
 
-def _cost(work: Callable[[], object], config: MemoryConfig) -> _Cost:
+
+def _cost(
+    work: Callable[[], object],
+    config: MemoryConfig,
+    warm_up: Callable[[], object] | None = None,
+) -> _Cost:
+    """Of `work`; `warm_up` may take its shapes for less."""
     on_gpu = torch.device(config.device).type == "cuda"
-    work()
+    (warm_up or work)()
     if on_gpu:
+        # What an earlier memory held counts until it is collected.
+        gc.collect()
+        torch.cuda.synchronize(config.device)
         torch.cuda.reset_peak_memory_stats(config.device)
     seconds = []
     for _ in range(config.num_timed_runs):
@@ -154,19 +199,24 @@ def _cost_figure(
     variant: str,
     num_inference_steps: int,
     config: MemoryConfig,
-    model: str | None = None,
+    unit: str = "1",
+    **fields: Any,
 ) -> Figure:
+    fields = {"model": config.model, **fields}
     return Figure.measured(
         name,
         values,
-        "1",
+        unit,
         [0] * len(values),
         config.device,
         variant=variant,
-        model=model or config.model,
         num_inference_steps=num_inference_steps,
         guidance_scale=config.guidance_scale,
+        **fields,
     )
+
+
+_base_model_figure = partial(_cost_figure, model=BASE_MODEL)
 
 
 def _generate(
@@ -174,8 +224,9 @@ def _generate(
     memory: EpisodicMemory | None,
     num_inference_steps: int,
     config: MemoryConfig,
+    output_type: str = "latent",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Imagine one chunk of latents after an arbitrary past, one for each memory."""
+    """Imagine one chunk after an arbitrary past, one for each memory; both as latents."""
     channels, height, width = model.latent_size
     count = 1 if memory is None else memory.num_memories
     num_past = model.config.num_past_frames if memory is None else memory.num_past_frames
@@ -187,13 +238,17 @@ def _generate(
         num_frames=model.config.num_future_frames,
         num_inference_steps=num_inference_steps,
         guidance_scale=config.guidance_scale,
-        output_type="latent",
+        output_type=output_type,
     )
     return past, output.latents
 
 
 def _generate_and_learn(
-    model: VideoWorldModel, memory: EpisodicMemory, num_inference_steps: int, config: MemoryConfig
+    model: VideoWorldModel,
+    memory: EpisodicMemory,
+    num_inference_steps: int,
+    config: MemoryConfig,
+    output_type: str = "latent",
 ) -> None:
-    past, chunks = _generate(model, memory, num_inference_steps, config)
+    past, chunks = _generate(model, memory, num_inference_steps, config, output_type)
     memory.write_batch(past, chunks, [_INSTRUCTION] * memory.num_memories, measure=False)

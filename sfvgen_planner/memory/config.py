@@ -1,6 +1,6 @@
 """What a memory is made of and how it learns: one design, of which the variants are settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from pydantic import ConfigDict
@@ -23,6 +23,8 @@ TEMPORAL_VALUES = rf"{_TEMPORAL_BLOCKS}.*attn[12]\.(to_v|to_out\.0)"
 
 Rule = Literal["adam", "normalised"]
 
+_SIZE_OF_A_WRITE = ("learning_rate", "num_steps", "num_noise_draws", "min_noise")
+
 
 @dataclass(frozen=True)
 class MemoryConfig:
@@ -43,7 +45,7 @@ class MemoryConfig:
             "normalised" learns only B, by `B -= learning_rate * g / rms(g)` per tensor.
         learning_rate: The rule's step size (paper: Adam, 1e-4).
         num_steps: Steps of the rule per write.
-        num_noise_draws: Noise levels averaged in each step.
+        num_noise_draws: Noise levels averaged in each step; a write's cost is in proportion.
         min_noise: Lowest noise level drawn, in [0, 1): 0 for the levels of slow learning.
         conditioned: Learn to generate the chunk from its past, instruction and actions (the
             original TEMP-LoRA) rather than the whole sequence without any condition (Eq. 3).
@@ -100,6 +102,16 @@ class MemoryConfig:
     def fast_factors(self) -> tuple[str, ...]:
         """PEFT's names of the factors that each memory has of its own; the rest is slow."""
         return ("lora_A", "lora_B") if self.rule == "adam" else ("lora_B",)
+
+    def can_continue(self, trained: "MemoryConfig") -> bool:
+        """Whether adapters that were trained with other settings can go on with these.
+
+        The size of a write, its steps and its noise, may differ: it shapes no parameter. An
+        instruction code may be new, because it is zero at the start.
+        """
+        write = {name: getattr(self, name) for name in _SIZE_OF_A_WRITE}
+        heard = trained.instruction_code or self.instruction_code
+        return replace(trained, **write, instruction_code=heard) == self
 
 
 MEMORY_VARIANTS: dict[str, MemoryConfig | None] = {

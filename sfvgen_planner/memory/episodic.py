@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -110,6 +110,7 @@ class EpisodicMemory:
         name_or_path: str | PathLike[str] = "tabletop",
         num_memories: int = 1,
         seed: int = 0,
+        num_noise_draws: int | None = None,
     ) -> Self:
         """The memory that a checkpoint's slow weights were trained with.
 
@@ -119,17 +120,19 @@ class EpisodicMemory:
                 no slow-fast loop gets the paper's TEMP-LoRA.
             num_memories: How many episodes are remembered at a time.
             seed: Seed of the writes' noise.
+            num_noise_draws: Noise levels averaged in each step of a write, if not as many as in
+                training; fewer make a write cheaper.
 
         Raises:
             SfvgenError: There is no such checkpoint, or its memory is broken or another model's.
         """
-        trained = trained_adapter(name_or_path)
-        if trained is None:
-            return cls(world_model, num_memories=num_memories, seed=seed)
-        tensors, config = trained
+        tensors, config = trained_adapter(name_or_path) or (None, MemoryConfig())
+        if num_noise_draws is not None:
+            config = replace(config, num_noise_draws=num_noise_draws)
         memory = cls(world_model, config, num_memories, seed)
-        memory._load_slow(tensors)
-        memory.reset()
+        if tensors is not None:
+            memory._load_slow(tensors)
+            memory.reset()
         return memory
 
     # ---------------------------------------------------------------- life of an episode
@@ -435,7 +438,8 @@ class EpisodicMemory:
             else:
                 latents.append(template.latents[place * draws].expand(steps, *shape))
         # (memories, steps, ...) to one tensor for each step.
-        uniform = torch.stack(uniforms).transpose(0, 1).flatten(1, 2).to(template.latents)
+        # Not in half precision, of whose numbers few are between the lowest noise and 1.
+        uniform = torch.stack(uniforms).transpose(0, 1).flatten(1, 2).to(template.latents.device)
         noise = torch.stack(noises).transpose(0, 1).flatten(1, 2).to(template.latents)
         clean = torch.stack(latents).transpose(0, 1).to(template.latents)
         scheduler = self.world_model.scheduler

@@ -1,7 +1,6 @@
 """The slow-fast learning loop: train a model to use what its memories hold (Algorithm 1b)."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
         init_from: The checkpoint folder that slow learning ended in. One that has been through a
-            loop of the same memory settings goes on from there; only `instruction_code` may be new.
+            loop with such a memory goes on from there (`MemoryConfig.can_continue`).
 
     Returns:
         The finished checkpoint folder, with the trained adapters in `memory` if there are any.
@@ -139,9 +138,7 @@ def _attach(
     folder = init_from / MEMORY_FOLDER
     if folder.is_dir():
         tensors, config, _ = read_adapter(folder)
-        # An instruction code is zero at the start: a memory without one is a memory with such.
-        heard = config.instruction_code or wanted.instruction_code
-        if replace(config, instruction_code=heard) != wanted:
+        if not wanted.can_continue(config):
             raise SfvgenError(
                 f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
                 "them alike, or delete that folder to start afresh"

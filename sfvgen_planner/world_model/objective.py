@@ -23,7 +23,8 @@ def draw_timesteps(scheduler: Any, uniform: Tensor, min_noise: float = 0.0) -> T
     """
     count = scheduler.config.num_train_timesteps
     if not _is_flow(scheduler):
-        return ((min_noise + (1 - min_noise) * uniform) * count).long()
+        # A number just below 1 may be rounded up to it.
+        return ((min_noise + (1 - min_noise) * uniform) * count).long().clamp(max=count - 1)
     shift = scheduler.config.shift
     lowest = min_noise / (shift - (shift - 1) * min_noise)
     uniform = lowest + (1 - lowest) * uniform

@@ -12,32 +12,14 @@ from sfvgen_planner.evaluation.timing import SpeedConfig
 from sfvgen_planner.world_model import tiny_world_model, trainer
 from sfvgen_planner.world_model.conditioning import num_condition_planes
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
+from tests.tiny_base_model import tiny_base_model
 
 CPU = SpeedConfig(device="cpu", num_timed_runs=2, training_batch_size=2)
-UNET = {
-    "sample_size": 4,
-    "block_out_channels": (32, 32),
-    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-    "layers_per_block": 1,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 8,
-}
-VAE = {**base_model_speed.VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
-TEXT_ENCODER = {
-    **base_model_speed.TEXT_ENCODER,
-    "vocab_size": 700,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 
 
 @pytest.fixture
 def base_model():
-    torch.manual_seed(0)
-    return base_model_speed.build_base_model("cpu", UNET, VAE, TEXT_ENCODER)
+    return tiny_base_model()
 
 
 def test_base_model_trains_its_unet_alone_and_samples(base_model):

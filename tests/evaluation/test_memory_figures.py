@@ -15,7 +15,7 @@ from sfvgen_planner.cli.main import main
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import memory as evaluation
-from sfvgen_planner.evaluation import memory_closed_loop, memory_config, memory_plot
+from sfvgen_planner.evaluation import memory_closed_loop, memory_config, memory_cost, memory_plot
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
 from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_horizon
@@ -33,6 +33,7 @@ from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
 from sfvgen_planner.world_model import tiny_world_model
+from tests.tiny_base_model import tiny_base_model
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +316,31 @@ def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkey
     steps = [r["num_inference_steps"] for r in rows if r["name"] == "fast_learning_time_overhead"]
     assert steps == [6, 1]
     assert told["batch_16_cost_ratio"] == ["paper", "paper"]
+
+
+def test_the_base_models_cost_is_measured_in_place_of_the_models_own(
+    tmp_path, looped_checkpoint, quick, monkeypatch
+):
+    """At each number of steps its overhead is that of the samples which are told beside it."""
+    monkeypatch.setattr(memory_cost, "build_base_model", tiny_base_model)
+    monkeypatch.setattr(memory_cost, "BASE_MODEL_STEPS", (2, 4))
+    monkeypatch.setattr(memory_cost, "MANY_STEPS", 2)
+    out = tmp_path / "a.json"
+    command = ["eval", "memory", "--model", str(looped_checkpoint), "--device", "cpu"]
+    what = ["--base-model", "--variants", "ours", "paper", "--episodes", "1", "--out", str(out)]
+    assert main([*command, *what, "--only", "fast_learning_time_overhead"]) == 0
+    rows = json.loads(out.read_text())["figures"]
+    assert {row["model"] for row in rows} == {memory_cost.BASE_MODEL}
+    found = {(row["name"], row["variant"], row["num_inference_steps"]): row for row in rows}
+    for steps in (2, 4):
+        plain = found.pop(("sample_seconds", "none", steps))
+        for variant, draws in (("ours", 4), ("paper", 1)):
+            seconds = found.pop(("sample_seconds", variant, steps))
+            overhead = found.pop(("fast_learning_time_overhead", variant, steps))
+            ratio = seconds["value"] / plain["value"]
+            assert overhead["value"] == pytest.approx(ratio - 1)
+            assert overhead["num_noise_draws"] == draws
+    assert not found
 
 
 def test_what_the_loop_is_worth_is_a_ratio_of_two_models(

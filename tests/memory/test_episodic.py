@@ -367,6 +367,22 @@ def test_a_checkpoint_without_a_loop_gets_the_papers_memory(model, tmp_path):
     assert EpisodicMemory.from_pretrained(model, tmp_path).config == MemoryConfig()
 
 
+def test_a_trained_memory_writes_with_as_many_noise_draws_as_asked(new_model, tmp_path):
+    """A write of one draw is that of the same adapters with settings that say so."""
+    (tmp_path / "model_index.json").write_text("{}")
+    config = replace(MEMORY_VARIANTS["ours"], num_noise_draws=3)
+    EpisodicMemory(new_model(), config, seed=5).save_pretrained(tmp_path / "memory")
+    memory = EpisodicMemory.from_pretrained(new_model(), tmp_path, num_noise_draws=1)
+    same = EpisodicMemory(new_model(), replace(config, num_noise_draws=1), seed=5)
+    same.seed = memory.seed
+    trained = EpisodicMemory.from_pretrained(new_model(), tmp_path)
+    for one in (memory, same, trained):
+        write(one)
+    (state, equal, other) = (one.state() for one in (memory, same, trained))
+    assert all(torch.equal(value, equal[name]) for name, value in state.items())
+    assert any(not torch.equal(value, other[name]) for name, value in state.items())
+
+
 def test_a_checkpoints_memory_of_another_model_is_refused(new_model, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     EpisodicMemory(new_model(), MemoryConfig(rank=2)).save_pretrained(tmp_path / "memory")

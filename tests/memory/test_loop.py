@@ -1,12 +1,14 @@
 import json
 import shutil
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
+import yaml
 
 from sfvgen_planner.cli.main import main
-from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory import EpisodicMemory, trained_config
 from sfvgen_planner.memory.loop_recipe import LoopRecipe
 from sfvgen_planner.memory.slow_fast import LoopBatches
 from sfvgen_planner.world_model import load_world_model
@@ -99,16 +101,24 @@ def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize(
-    "settings", ["num_noise_draws: 1", "num_noise_draws: 1, instruction_code: true"]
+    "settings",
+    [
+        "num_noise_draws: 1",
+        "num_noise_draws: 2, learning_rate: 0.02",
+        "num_noise_draws: 1, instruction_code: true",
+    ],
 )
 def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, settings):
-    """An instruction code that is new begins at zero, where it changes nothing."""
+    """How writes learn may differ; an instruction code that is new begins at zero."""
     first = RECIPE.split("  - max_chunks: 1")[0].replace("num_noise_draws: 1", settings)
     (folder / "further.yaml").write_text(first.replace("1.0e-2", "1.0e-9"))
     out = f"further_{len(settings)}"
     assert loop(folder, looped, out, "further.yaml") == 0
     before, after = tensors(looped), tensors(folder / out / "model")
     assert all(torch.allclose(after[k].float(), v.float(), atol=1e-3) for k, v in before.items())
+    (wanted,) = yaml.safe_load(f"[{{{settings}}}]")
+    config = asdict(trained_config(folder / out / "model"))
+    assert {name: config[name] for name in wanted} == wanted
 
 
 def test_a_further_loop_of_another_memory_is_refused(folder, looped, capsys):

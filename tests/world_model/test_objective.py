@@ -44,6 +44,8 @@ def test_timesteps_cover_the_schedule():
     ddpm = draw_timesteps(DDIMScheduler(), uniform)
     assert ddpm.dtype == torch.int64
     assert ddpm.max() == 999
+    largest = torch.tensor([1 - 2**-24])
+    assert draw_timesteps(DDIMScheduler(), largest, min_noise=0.95) == 999
 
 
 @pytest.mark.parametrize("prediction", ["flow", "epsilon", "v_prediction"])
