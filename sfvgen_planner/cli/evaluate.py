@@ -68,6 +68,7 @@ _SETTINGS = (
     "variants",
     "recalls",
     "horizons",
+    "num_noise_draws",
     "no_loop_model",
     "base_model",
     "methods",
@@ -153,6 +154,12 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recalls", nargs="+", metavar="NAME", help="first, previous or both")
     parser.add_argument(
         "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
+    )
+    parser.add_argument(
+        "--num-noise-draws",
+        type=int,
+        metavar="N",
+        help="noise levels averaged in a memory's writes (default: as many as each memory has)",
     )
     parser.add_argument(
         "--no-loop-model",

@@ -61,7 +61,7 @@ def measure_open_loop(config: MemoryConfig) -> Iterator[Figure]:
                 "open_loop_error_px": (errors[name], "px of 64"),
                 "open_loop_hit_rate_2px": (errors[name] <= HIT_PX, "1"),
             }
-            yield from trial_figures(values, trials, config, variant=name, **fields)
+            yield from trial_figures(values, trials, config, **config.told(name), **fields)
         differences = {
             name: {
                 "open_loop_error_px_difference": (errors[name] - errors[REFERENCE], "px of 64"),
@@ -75,7 +75,7 @@ def measure_open_loop(config: MemoryConfig) -> Iterator[Figure]:
         }
         for name, values in differences.items():
             yield from trial_figures(
-                values, trials, config, variant=name, reference=REFERENCE, **fields
+                values, trials, config, **config.told(name), reference=REFERENCE, **fields
             )
 
 

@@ -72,12 +72,12 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
         for name, variant in variants.items():
             values = _returns(name, variant, config.model, trials, config, fields)
             distances[name], _ = values["closed_loop_distance_m"]
-            yield from trial_figures(values, trials, config, variant=name, **fields)
+            yield from trial_figures(values, trials, config, **config.told(name), **fields)
         for name in variants:
             if REFERENCE not in distances or name == REFERENCE:
                 continue
             difference = distances[name] - distances[REFERENCE]
-            told = {"variant": name, "reference": REFERENCE, **fields}
+            told = {**config.told(name), "reference": REFERENCE, **fields}
             paired = {"closed_loop_distance_m_difference": (difference, "m")}
             yield from trial_figures(paired, trials, config, **told)
             yield _ratio(
@@ -107,7 +107,12 @@ def _loop_figures(
     told = {"variant": PAPER, "model": config.no_loop_model, **fields}
     yield from trial_figures(values, trials, config, **told)
     distances, _ = values["closed_loop_distance_m"]
-    told = {"variant": OURS, "reference": PAPER, "reference_model": config.no_loop_model, **fields}
+    told = {
+        **config.told(OURS),
+        "reference": PAPER,
+        "reference_model": config.no_loop_model,
+        **fields,
+    }
     yield _ratio(NO_LOOP_FIGURE, looped_distances, distances, trials, config, **told)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import VARIANTS, Variant, offered
 from sfvgen_planner.evaluation.return_trials import NUM_MOVES_SINCE, RECALLS, Recall
@@ -27,6 +28,7 @@ class MemoryConfig(EvaluationConfig):
         horizons: memory horizons in chunks.
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: of the instruction.
+        num_noise_draws: noise levels averaged in a memory's writes; None for as many as each has.
         no_loop_model: what the slow-fast loop of the model began with.
         base_model: measure what fast learning costs in a model of the paper's size, with random
             weights, in place of the shipped one.
@@ -40,10 +42,15 @@ class MemoryConfig(EvaluationConfig):
     horizons: tuple[int, ...] = tuple(NUM_MOVES_SINCE)
     num_inference_steps: int = 4
     guidance_scale: float = 2.0
+    num_noise_draws: int | None = None
     no_loop_model: str = "tabletop"
     base_model: bool = False
 
     def __post_init__(self) -> None:
+        require(
+            self.num_noise_draws is None or self.num_noise_draws >= 1,
+            f"num_noise_draws must be at least 1, got {self.num_noise_draws}",
+        )
         check_choices(
             {
                 "variant": (self.variants, tuple(VARIANTS)),
@@ -55,7 +62,18 @@ class MemoryConfig(EvaluationConfig):
     @property
     def offered(self) -> dict[str, Variant]:
         """The variants to compare, by name."""
-        return offered(self.variants, self.model)
+        return {
+            name: variant
+            if variant.memory is None
+            else replace(variant, num_noise_draws=self.num_noise_draws)
+            for name, variant in offered(self.variants, self.model).items()
+        }
+
+    def told(self, variant: str) -> dict[str, Any]:
+        """What a figure tells of its variant."""
+        if self.num_noise_draws is None or VARIANTS[variant].memory is None:
+            return {"variant": variant}
+        return {"variant": variant, "num_noise_draws": self.num_noise_draws}
 
     @property
     def timed_steps(self) -> tuple[int, ...]:

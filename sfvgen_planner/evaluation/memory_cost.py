@@ -209,7 +209,7 @@ def _cost_figure(
         unit,
         [0] * len(values),
         config.device,
-        variant=variant,
+        **config.told(variant),
         num_inference_steps=num_inference_steps,
         guidance_scale=config.guidance_scale,
         **fields,

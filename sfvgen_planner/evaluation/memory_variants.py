@@ -39,11 +39,13 @@ class Variant:
         of_other_episode: give it the memory of another trial instead of the trial's own, a
             control: what helps then is not remembering.
         context: the frames that the next chunk is imagined from.
+        num_noise_draws: noise levels averaged in a write; None for as many as the memory has.
     """
 
     memory: str | None = None
     of_other_episode: bool = False
     context: Context = recent_frames
+    num_noise_draws: int | None = None
 
 
 REFERENCE = "none"
@@ -101,9 +103,15 @@ def attached(
         yield None
         return
     config, trained = MEMORY_VARIANTS[variant.memory], trained_config(checkpoint)
+    draws = variant.num_noise_draws
     if config == trained or variant.memory == OURS:
-        memory = EpisodicMemory.from_pretrained(model, checkpoint, num_memories)
+        memory = EpisodicMemory.from_pretrained(
+            model, checkpoint, num_memories, num_noise_draws=draws
+        )
     else:
+        config = (
+            config if config is None or draws is None else replace(config, num_noise_draws=draws)
+        )
         memory = EpisodicMemory(model, config, num_memories)
     try:
         yield memory

@@ -479,3 +479,22 @@ def test_ratios_are_of_means_and_paired():
     for bad in ([[1.0], [0.0]], [[-1.0], [1.0]], [[np.nan], [1.0]], [[], []]):
         with pytest.raises(SfvgenError, match="ratio"):
             Estimate.of_ratio(*bad)
+
+
+def test_writes_can_be_made_with_fewer_noise_draws(
+    tmp_path, looped_checkpoint, quick, monkeypatch
+):
+    written, real = [], EpisodicMemory.write_batch
+
+    def spied(memory, *args, **kwargs):
+        written.append(memory.config.num_noise_draws)
+        return real(memory, *args, **kwargs)
+
+    monkeypatch.setattr(EpisodicMemory, "write_batch", spied)
+    chosen = {"only": ["open_loop_error_px"], "variants": ("none", "ours"), "num_episodes": 1}
+    rows = run(tmp_path / "a.json", looped_checkpoint, num_noise_draws=3, **chosen)
+    assert set(written) == {3}
+    told = {(row["variant"], row.get("num_noise_draws")) for row in rows}
+    assert told == {("none", None), ("ours", 3)}
+    with pytest.raises(SfvgenError, match="num_noise_draws must be at least 1, got 0"):
+        run(tmp_path / "a.json", looped_checkpoint, num_noise_draws=0, **chosen)
