@@ -12,7 +12,7 @@ FIGURE = "open_loop_error_px"
 
 
 def plot_error_against_horizon(results: Path, out: Path) -> None:
-    """Draw one panel per recall, one line per model and variant, with the 95 % intervals.
+    """Draw one panel per recall, one line per variant and model, with the 95 % intervals.
 
     Args:
         results: result file of ``sfvgen eval memory``.
@@ -26,7 +26,6 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
     recalls = sorted({row["recall"] for row in rows})
     horizons = sorted({row["horizon"] for row in rows})
     kinds = list(dict.fromkeys(_kind(row) for row in rows))
-    has_one_model = len({model for model, _ in kinds}) == 1
     figure = new_figure(1 + 4 * len(recalls), 3.6)
     panels = figure.subplots(1, len(recalls), sharex=True, sharey=True, squeeze=False)[0]
     lines = {}
@@ -36,9 +35,7 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
             if chosen:
                 # Beside each other, so that no interval hides another.
                 shift = 0.06 * (place - (len(kinds) - 1) / 2)
-                model, variant = kind
-                label = variant.replace("_", " ") + ("" if has_one_model else f", {model}")
-                lines[label] = _draw_line(panel, chosen, shift, color=f"C{place}")
+                lines[_label(kind, kinds)] = _draw_line(panel, chosen, shift, color=f"C{place}")
         panel.set_title(f"asked for the {recall} place")
         panel.set_xlabel("memory horizon [chunks]")
         panel.set_xticks(horizons)
@@ -49,8 +46,20 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
     save_figure(figure, out)
 
 
-def _kind(row: dict[str, Any]) -> tuple[str, str]:
-    return row["model"], row["variant"]
+def _kind(row: dict[str, Any]) -> tuple[str, int | None, str]:
+    return row["variant"], row.get("num_noise_draws"), row["model"]
+
+
+def _label(kind: tuple[str, int | None, str], kinds: Sequence[tuple[str, int | None, str]]) -> str:
+    """The variant, and what else tells it from the other lines."""
+    variant, draws, model = kind
+    words = [variant.replace("_", " ")]
+    alike = [other for other in kinds if other[0] == variant]
+    if len({draws for _, draws, _ in alike}) > 1:
+        words.append("all noise draws" if draws is None else f"noise draws: {draws}")
+    if len({model for _, _, model in alike}) > 1:
+        words.append(model)
+    return ", ".join(words)
 
 
 def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style: Any) -> Any:

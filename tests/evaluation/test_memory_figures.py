@@ -464,6 +464,16 @@ def test_models_have_lines_of_their_own(tmp_path, monkeypatch):
         assert dict(zip(labels, drawn, strict=True)) == wanted
 
 
+def test_lines_are_told_apart_by_what_differs():
+    kinds = [("ours", None, "a"), ("ours", 1, "a"), ("none", None, "a"), ("none", None, "b")]
+    assert [memory_plot._label(kind, kinds) for kind in kinds] == [
+        "ours, all noise draws",
+        "ours, noise draws: 1",
+        "none, a",
+        "none, b",
+    ]
+
+
 def test_ratios_are_of_means_and_paired():
     ratio = Estimate.of_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
     assert ratio.mean == 0.5
@@ -481,9 +491,7 @@ def test_ratios_are_of_means_and_paired():
             Estimate.of_ratio(*bad)
 
 
-def test_writes_can_be_made_with_fewer_noise_draws(
-    tmp_path, looped_checkpoint, quick, monkeypatch
-):
+def test_writes_can_be_made_with_fewer_noise_draws(tmp_path, looped_checkpoint, quick, monkeypatch):
     written, real = [], EpisodicMemory.write_batch
 
     def spied(memory, *args, **kwargs):
