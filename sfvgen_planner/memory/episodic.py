@@ -63,6 +63,9 @@ class EpisodicMemory:
     seen in one: a batch of `num_memories * S` samples is imagined with S samples for each, in
     the memories' order.
 
+    A write takes gradients through the whole denoiser. In a large one call
+    `enable_gradient_checkpointing` on it first: writes then take little more memory than imagining.
+
     Args:
         world_model: The model whose `unet` gets the adapters; its own weights are frozen. It is on
             its device and in its precision already.
