@@ -7,7 +7,7 @@ samples then has N memories of S samples each, in order, and costs one batched m
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,16 +44,35 @@ class LayerCodes:
     than the memory's own products.
 
     Attributes:
-        of_layer: for each layer `1 + W` and C, `(groups, 1, r)` each, for equal shares of the
-            batch; None at other times.
+        of_layer: for each layer its scale `1 + W`, `(groups, 1, 1, 1, r)`, and its bias
+            `P * (1 + W) + C`, `(groups, 1, cells, 1, r)`, for equal shares of the batch; None at
+            other times.
     """
 
     of_layer: list[tuple[Tensor, Tensor]] | None = None
 
     def __init__(self, layers: list["MemoryLinear"]) -> None:
-        self._layers = layers
-        for index, layer in enumerate(layers):
+        by_cells: dict[int, list[MemoryLinear]] = {}
+        for layer in layers:
+            by_cells.setdefault(_num_cells(layer), []).append(layer)
+        self._resolutions = list(by_cells.values())
+        self._layers = [layer for same in self._resolutions for layer in same]
+        for index, layer in enumerate(self._layers):
             layer.codes, layer.code_index = self, index
+        self._tables: dict[Hashable, Tensor] = {}
+
+    def freeze(self) -> None:
+        """Stack the layers' codes once, for good; the layers keep their shares of the stacks."""
+        parts: list[tuple[str, list[MemoryLinear]]] = [
+            *((name, self._layers) for name in (*_TIME_CODES, *_INSTRUCTION_CODES)),
+            *(("lora_position_code", same) for same in self._resolutions),
+        ]
+        for name, layers in parts:
+            if _ADAPTER in getattr(layers[0], name):
+                table = self._stacked(name, layers).detach()
+                for layer, share in zip(layers, table, strict=True):
+                    getattr(layer, name)[_ADAPTER].data = share
+                self._tables[name, layers[0].code_index] = table
 
     def listen(self, unet: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before the denoiser works: hear the instructions."""
@@ -62,34 +81,53 @@ class LayerCodes:
             states = kwargs["encoder_hidden_states"].mean(dim=1)
             assert placed.fast_b is not None
             _check_rows(len(states), len(placed.fast_b))
-            scale, shift = self._codes(states, placed)[:, :, :, None]
-            self.of_layer = list(zip((1 + scale).unbind(), shift.unbind(), strict=True))
+            scales, shifts = self._codes(states, placed)
+            scales = 1 + scales
+            biases: list[Tensor] = []
+            for layers in self._resolutions:
+                share = slice(len(biases), len(biases) + len(layers))
+                bias = shifts[share]
+                if _ADAPTER in layers[0].lora_position_code:
+                    positions = self._stacked("lora_position_code", layers)[:, None, None, :, None]
+                    bias = torch.addcmul(bias, positions, scales[share])
+                biases += bias.unbind()
+            self.of_layer = list(zip(scales.unbind(), biases, strict=True))
 
     def forget(self, unet: nn.Module, args: Any, output: Any) -> None:
         """Afterwards; but gradient checkpointing computes layers anew while memories are placed."""
         if not torch.is_grad_enabled():
             self.of_layer = None
 
-    def _codes(self, states: Tensor, placed: "MemoryLinear") -> Tensor:
-        """W and C `(2, layers, groups, r)` for instructions `(samples, text size)`."""
-        codes = None
-        if _ADAPTER in placed.lora_time_scale:
-            tables = self._stacked(_TIME_CODES)
-            assert placed.chunks is not None
-            codes = tables[:, :, placed.chunks.clamp(max=tables.shape[2] - 1)]
-        if _ADAPTER in placed.lora_instruction_scale:
-            matrices = self._stacked(_INSTRUCTION_CODES)
-            told = (states.to(matrices.dtype) @ matrices).to(matrices.dtype)
-            if codes is None:
-                return told
-            codes = told + codes.repeat_interleave(told.shape[2] // codes.shape[2], dim=2)
-        assert codes is not None
-        return codes
+    def _codes(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, Tensor]:
+        """W and C `(layers, groups, 1, 1, 1, r)` for instructions `(samples, text size)`."""
+        codes = []
+        for time, instruction in zip(_TIME_CODES, _INSTRUCTION_CODES, strict=True):
+            code = None
+            if _ADAPTER in placed.lora_time_scale:
+                table = self._stacked(time, self._layers)
+                assert placed.chunks is not None
+                code = table[:, placed.chunks.clamp(max=table.shape[1] - 1)]
+            if _ADAPTER in placed.lora_instruction_scale:
+                matrices = self._stacked(instruction, self._layers)
+                told = (states.to(matrices.dtype) @ matrices).to(matrices.dtype)
+                if code is not None:
+                    told = told + code.repeat_interleave(told.shape[1] // code.shape[1], dim=1)
+                code = told
+            assert code is not None
+            codes.append(code[:, :, None, None, None])
+        return codes[0], codes[1]
 
-    def _stacked(self, names: tuple[str, str]) -> Tensor:
-        """The layers' codes of these two names, `(2, layers, ..., r)`."""
-        tables = [getattr(layer, name)[_ADAPTER] for name in names for layer in self._layers]
-        return torch.stack(tables).unflatten(0, (len(names), -1))
+    def _stacked(self, name: str, layers: list["MemoryLinear"]) -> Tensor:
+        """These layers' codes of this name, `(layers, ..., r)`."""
+        table = self._tables.get((name, layers[0].code_index))
+        if table is not None:
+            return table
+        return torch.stack([getattr(layer, name)[_ADAPTER] for layer in layers])
+
+
+def _num_cells(layer: "MemoryLinear") -> int:
+    """Cells that have a position code of their own."""
+    return len(layer.lora_position_code[_ADAPTER]) if _ADAPTER in layer.lora_position_code else 0
 
 
 class _MemoryLayer(LoraLayer):
@@ -129,6 +167,28 @@ class MemoryLinear(LoraLinear, _MemoryLayer):
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
         return _LinearVariant()
 
+    def forward(self, x: Tensor) -> Tensor:
+        """PEFT's own way takes Python as long as the layer's products, at every layer and step."""
+        result: Tensor = self.base_layer(x)
+        fast_b = self.fast_b
+        if fast_b is None or self.disable_adapters:
+            return result
+        memories = fast_b.shape[0]
+        _check_rows(x.shape[0], memories)
+        if self.fast_a is None:
+            hidden = F.linear(x, self.lora_A[_ADAPTER].weight)
+        else:
+            hidden = _products(x, self.fast_a.to(x.dtype))
+        hidden = _coded(self, hidden)
+        # Result and product in one kernel, and in place where no gradient is taken of it: a step
+        # is bound by the number of its kernels and by its copies.
+        add = torch.Tensor.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
+        return add(
+            result.view(memories, -1, result.shape[-1]),
+            hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
+            fast_b.transpose(1, 2).to(result.dtype),
+        ).view(result.shape)
+
 
 class MemoryConv3d(LoraConv3d, _MemoryLayer):
     """A convolution over time with `B_n A_n h` for memory n."""
@@ -146,43 +206,18 @@ class _LinearVariant(LoraVariant):
             values = {adapter_name: nn.Parameter(codes[name])} if name in codes else {}
             setattr(module, name, nn.ParameterDict(values))
 
-    @staticmethod
-    def forward(
-        module: MemoryLinear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
-    ) -> Tensor:
-        fast_b = module.fast_b
-        if fast_b is None:
-            return result
-        memories = len(fast_b)
-        _check_rows(len(x), memories)
-        if module.fast_a is None:
-            hidden = module.lora_A[active_adapter](x)
-        else:
-            hidden = _products(x, module.fast_a)
-        hidden = _coded(module, active_adapter, hidden)
-        # Result and product in one kernel: a step is bound by the number of its kernels. PEFT keeps
-        # adapters in single precision where the model has half.
-        return torch.baddbmm(
-            result.reshape(memories, -1, result.shape[-1]),
-            hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
-            fast_b.transpose(1, 2).to(result.dtype),
-        ).reshape(result.shape)
 
-
-def _coded(module: MemoryLinear, adapter: str, hidden: Tensor) -> Tensor:
+def _coded(layer: MemoryLinear, hidden: Tensor) -> Tensor:
     """`(A h + P[cell]) * (1 + W) + C` of `A h` `(rows, frames, r)`, with the codes there are."""
-    position = module.lora_position_code.get(adapter)
-    if module.codes is None:
+    if layer.codes is None:
+        position = layer.lora_position_code[_ADAPTER] if _num_cells(layer) else None
         if position is None:
             return hidden
         return hidden.unflatten(0, (-1, len(position))) + position[:, None]
-    assert module.codes.of_layer is not None
-    scale, bias = module.codes.of_layer[module.code_index]
-    if position is not None:
-        bias = torch.addcmul(bias, position, scale)
-    groups, cells = bias.shape[:2]
-    grouped = hidden.reshape(groups, -1, cells, *hidden.shape[1:])
-    return torch.addcmul(bias[:, None, :, None], grouped, scale[:, :, None, None])
+    assert layer.codes.of_layer is not None
+    scale, bias = layer.codes.of_layer[layer.code_index]
+    grouped = hidden.reshape(scale.shape[0], -1, bias.shape[2], *hidden.shape[1:])
+    return torch.addcmul(bias, grouped, scale)
 
 
 class _ConvVariant(LoraVariant):
@@ -204,8 +239,8 @@ class _ConvVariant(LoraVariant):
             return result
         _check_rows(len(x), len(fast_b))
         base = module.get_base_layer()
-        hidden = _grouped_convolution(x, fast_a, base.stride, base.padding)
-        return result + _grouped_convolution(hidden, fast_b).to(result.dtype)
+        hidden = _grouped_convolution(x, fast_a.to(x.dtype), base.stride, base.padding)
+        return result + _grouped_convolution(hidden, fast_b.to(x.dtype)).to(result.dtype)
 
 
 def _products(x: Tensor, weights: Tensor) -> Tensor:
@@ -326,7 +361,10 @@ class Adapters:
             raise SfvgenError("this model has a memory already; detach() that one first")
         self.config = config
         try:
-            self._peft: PeftModel = get_peft_model(unet, peft_config(world_model, config))
+            # In the model's precision: a layer should not cast what it reads.
+            self._peft: PeftModel = get_peft_model(
+                unet, peft_config(world_model, config), autocast_adapter_dtype=False
+            )
         except SfvgenError:
             raise
         except ValueError as error:
@@ -367,6 +405,13 @@ class Adapters:
         for name, parameter in self._peft.named_parameters():
             if "lora_" in name:
                 yield parameter
+
+    def freeze(self) -> None:
+        """Learn no more, so that the denoiser reads the codes of all layers from one place."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        if self._codes is not None:
+            self._codes.freeze()
 
     def start(self, num_memories: int) -> FastWeights:
         """The fast weights of fresh memories; gradients reach the parameters they start at."""

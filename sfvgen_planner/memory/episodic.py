@@ -63,6 +63,9 @@ class EpisodicMemory:
     seen in one: a batch of `num_memories * S` samples is imagined with S samples for each, in
     the memories' order.
 
+    A write takes gradients through the whole denoiser. In a large one call
+    `enable_gradient_checkpointing` on it first: writes then take little more memory than imagining.
+
     Args:
         world_model: The model whose `unet` gets the adapters; its own weights are frozen. It is on
             its device and in its precision already.
@@ -87,17 +90,19 @@ class EpisodicMemory:
         self.num_memories = num_memories
         self.seed = seed
         self._adapters = Adapters(world_model, self.config, seed)
+        self._adapters.freeze()
         world_model.unet.requires_grad_(False)
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._enabled = True
+        # Learnt in single precision: steps are small.
         self._fast: FastWeights = {
-            name: value.detach().clone()
+            name: value.detach().float().clone()
             for name, value in self._adapters.start(num_memories).items()
         }
         # What the model sees stays where it is, because a captured graph reads it there.
         self._shown: FastWeights = {
-            name: torch.zeros_like(value) if ".lora_B." in name else value
+            name: torch.zeros_like(value, dtype=world_model.unet.dtype)
             for name, value in self._fast.items()
         }
         self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
@@ -324,7 +329,7 @@ class EpisodicMemory:
         slow = self._adapters.tensors()
         for name, value in slow.items():
             if name not in self._fast and not (
-                name in tensors and torch.equal(tensors[name].to(value), value)
+                name in tensors and _is_rounded(tensors[name].to(value.device), value)
             ):
                 raise SfvgenError(
                     "this memory belongs to another model, rank or set of layers; "
@@ -356,9 +361,8 @@ class EpisodicMemory:
         self._written.copy_(torch.tensor(self._num_writes))
         is_written = self._written > 0
         for name, value in self._fast.items():
-            if ".lora_B." in name:
-                shown = is_written.reshape(-1, *([1] * (value.dim() - 1)))
-                torch.mul(value, shown, out=self._shown[name])
+            shown = is_written.reshape(-1, *([1] * (value.dim() - 1)))
+            torch.mul(value, shown, out=self._shown[name])
         self._adapters.place(self._shown, self._written)
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
@@ -451,3 +455,8 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
+
+
+def _is_rounded(one: Tensor, other: Tensor) -> bool:
+    """Whether the two are equal, or would be in the precision of the lower one."""
+    return torch.equal(one.to(other.dtype), other) or torch.equal(one, other.to(one.dtype))

@@ -297,7 +297,8 @@ class VideoWorldModel(DiffusionPipeline):
             width,
         )
         # Latents and sums of actions keep their precision until here.
-        window = torch.cat([latents, planes], dim=1).to(self.unet.dtype)
+        # diffusers' `unet.dtype` walks through all modules, which takes longer than many kernels.
+        window = torch.cat([latents, planes], dim=1).to(next(self.unet.parameters()).dtype)
         prediction: Tensor = self.unet(window, timesteps, encoder_hidden_states=text_states).sample
         return prediction
 

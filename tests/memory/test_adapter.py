@@ -1,13 +1,15 @@
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.memory import MemoryConfig
-from sfvgen_planner.memory.adapter import Adapters, LayerCodes, peft_config
+from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
+from sfvgen_planner.memory.adapter import Adapters, LayerCodes, MemoryLinear, peft_config
 from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
 from sfvgen_planner.world_model import tiny_world_model
 
@@ -168,6 +170,43 @@ def test_plain_adapters_are_those_of_peft(kind):
         slow = model.denoise(*given)
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert (ours - slow).abs().max() > 1e-2
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what works on tensors; views do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aliases = [value.alias_info for value in function._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            self.names.append(function._overloadpacket.__name__)
+        return function(*args, **kwargs or {})
+
+
+def test_imagining_takes_three_kernels_a_layer_and_no_copies():
+    """A h, the codes and B's product, in the model's own precision; codes are found all at once."""
+    model = tiny_world_model().to(torch.bfloat16)
+    given = (
+        torch.randn(2, 4, 6, 4, 4, dtype=torch.bfloat16),
+        torch.tensor([500.0, 900.0]),
+        2,
+        torch.randn(2, 3, 16, dtype=torch.bfloat16),
+    )
+    with torch.no_grad(), Kernels() as slow:
+        model.denoise(*given)
+    memory = EpisodicMemory(model, replace(CODED, instruction_code=True))
+    past, chunk = torch.randn(4, 4, 4, 4), torch.randn(4, 8, 4, 4)
+    memory.write(past, chunk)
+    num_layers = sum(isinstance(module, MemoryLinear) for module in model.unet.modules())
+    with torch.no_grad(), Kernels() as remembering:
+        model.denoise(*given)
+    added = Counter(remembering.names) - Counter(slow.names)
+    assert added["baddbmm_"] == num_layers > 10
+    assert added.total() - added["_unsafe_view"] < 3 * num_layers + 15
+    assert not added.keys() & {"_to_copy", "copy_", "clone", "stack", "cat"}
 
 
 def only_cell(layer, cell):

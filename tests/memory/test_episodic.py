@@ -362,6 +362,17 @@ def test_a_model_of_half_precision_remembers_too(new_model, config):
     assert 0 < difference < 0.5 * learnt
 
 
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_a_saved_memory_is_read_in_another_precision(new_model, config, tmp_path, saved):
+    other = torch.bfloat16 if saved == torch.float32 else torch.float32
+    memory = EpisodicMemory(new_model().to(saved), config)
+    write(memory)
+    memory.save_pretrained(tmp_path)
+    read = EpisodicMemory(new_model().to(other), config)
+    read.load_pretrained(tmp_path)
+    assert all(torch.equal(read.state()[name], v) for name, v in memory.state().items())
+
+
 def test_a_checkpoint_without_a_loop_gets_the_papers_memory(model, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     assert EpisodicMemory.from_pretrained(model, tmp_path).config == MemoryConfig()
