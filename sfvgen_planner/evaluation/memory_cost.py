@@ -14,9 +14,14 @@ import torch
 
 from sfvgen_planner.evaluation.base_model_speed import build_base_model
 from sfvgen_planner.evaluation.memory_config import MANY_STEPS, MemoryConfig
-from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, Variant, attached
+from sfvgen_planner.evaluation.memory_variants import (
+    REFERENCE,
+    Variant,
+    attached,
+    memory_settings,
+)
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, trained_config
+from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.checkpoint import quiet_libraries
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
@@ -67,9 +72,7 @@ def measure_base_model_cost(config: MemoryConfig) -> Iterator[Figure]:
         for figure, (values, unit) in cost.figures().items():
             yield _base_model_figure(figure, values, REFERENCE, steps, config, unit)
     for name, variant in memories.items():
-        assert variant.memory is not None
-        trained = trained_config(config.model) if name == OURS else None
-        memory = EpisodicMemory(model, trained or MEMORY_VARIANTS[variant.memory])
+        memory = EpisodicMemory(model, memory_settings(variant, config.model))
         work = partial(_generate_and_learn, model, memory, config=config)
         draws = memory.config.num_noise_draws
         for steps in BASE_MODEL_STEPS:
@@ -202,14 +205,13 @@ def _cost_figure(
     unit: str = "1",
     **fields: Any,
 ) -> Figure:
-    fields = {"model": config.model, **fields}
+    fields = {"model": config.model, **config.told(variant), **fields}
     return Figure.measured(
         name,
         values,
         unit,
         [0] * len(values),
         config.device,
-        **config.told(variant),
         num_inference_steps=num_inference_steps,
         guidance_scale=config.guidance_scale,
         **fields,

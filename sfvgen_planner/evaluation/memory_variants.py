@@ -102,21 +102,30 @@ def attached(
     if variant.memory is None:
         yield None
         return
-    config, trained = MEMORY_VARIANTS[variant.memory], trained_config(checkpoint)
-    draws = variant.num_noise_draws
-    if config == trained or variant.memory == OURS:
+    config = memory_settings(variant, checkpoint)
+    trained = trained_config(checkpoint)
+    if trained is not None and config.can_continue(trained):
         memory = EpisodicMemory.from_pretrained(
-            model, checkpoint, num_memories, num_noise_draws=draws
+            model, checkpoint, num_memories, num_noise_draws=config.num_noise_draws
         )
     else:
-        config = (
-            config if config is None or draws is None else replace(config, num_noise_draws=draws)
-        )
         memory = EpisodicMemory(model, config, num_memories)
     try:
         yield memory
     finally:
         memory.detach()
+
+
+def memory_settings(variant: Variant, checkpoint: str) -> MemoryConfig:
+    """How a variant's memory learns: ours as the checkpoint's own, which sizes and codes are."""
+    trained = trained_config(checkpoint)
+    config = trained if variant.memory == OURS and _is_ours(trained) else None
+    if config is None:
+        assert variant.memory is not None
+        config = MEMORY_VARIANTS[variant.memory]
+    assert config is not None
+    draws = variant.num_noise_draws
+    return config if draws is None else replace(config, num_noise_draws=draws)
 
 
 def _is_ours(config: MemoryConfig | None) -> bool:
