@@ -125,7 +125,7 @@ def test_memories_learn_in_a_batch_as_each_does_in_the_wrapper(
     # Episodes of different lengths, of which one has a chunk less.
     shorter = replace(trials[1], actions=trials[1].actions[:7], told=trials[1].told[:7])
     with attached(variant, tiny_tabletop(), str(tiny_checkpoint), 2) as memory:
-        states = learn(memory, [trials[0], shorter])
+        states = learn(memory, [trials[0], shorter], "")
         assert memory.num_writes == [len(trials[0].actions) // 8, 0]
     model = tiny_tabletop()
     with attached(variant, model, str(tiny_checkpoint)) as memory:
