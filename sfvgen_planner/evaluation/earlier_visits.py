@@ -18,7 +18,7 @@ from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.evaluation.memory_variants import State, write_chunks
 from sfvgen_planner.evaluation.return_trials import Past, ReturnTrial
 from sfvgen_planner.evaluation.tabletop import ENV_ID
-from sfvgen_planner.memory import EpisodicMemory, MemoryBank
+from sfvgen_planner.memory import EpisodicMemory, MemoryBank, NearestMemory
 
 VISITS = ("same_moves", "asked_cube_first", "asked_cube_last", "asked_cube_still")
 """What was done in an earlier visit.
@@ -136,20 +136,19 @@ def record_visits(
             progress.update(len(some))
 
 
+def recognised(bank: MemoryBank, frame: np.ndarray) -> NearestMemory | None:
+    """The nearest earlier episode, where the bank takes its scene for that of ``frame``."""
+    nearest = bank.nearest(frame)
+    return nearest if nearest is not None and nearest.is_same_scene else None
+
+
 def recalled(bank: MemoryBank, memory: EpisodicMemory, frame: np.ndarray) -> State:
     """What an episode that begins with ``frame`` starts from, as in the wrapper.
 
-    That is the memory of the nearest earlier episode where the bank takes its scene for the same,
-    or else an empty one.
+    That is the recognised scene's memory; an empty one where there is none.
     """
-    nearest = bank.nearest(frame)
-    if nearest is not None and nearest.is_same_scene:
-        return nearest.state()
+    known = recognised(bank, frame)
+    if known is not None:
+        return known.state()
     memory.reset()
     return memory.state()
-
-
-def recognised(bank: MemoryBank, frame: np.ndarray) -> int | None:
-    """Number of the episode whose scene the bank takes for that of ``frame``; None for none."""
-    nearest = bank.nearest(frame)
-    return nearest.episode.number if nearest is not None and nearest.is_same_scene else None

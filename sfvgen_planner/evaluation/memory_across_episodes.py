@@ -155,14 +155,16 @@ def _bank_figures(
     moments = {"reset": 0, "gripper_elsewhere": NUM_STEPS_ELSEWHERE, "request": -1}
     for asked_at, moment in moments.items():
         known = [recognised(bank, trial.past[moment]) for trial in trials]
-        hits = np.array([float(number == row) for row, number in enumerate(known)])
+        hits = np.array(
+            [found is not None and found.episode.number == row for row, found in enumerate(known)]
+        )
         told = {"asked_at": asked_at, **fields}
         yield from trial_figures({"bank_scene_hit_rate": (hits, "1")}, trials, config, **told)
     seeds = range(trials[-1].seed + 1, trials[-1].seed + 1 + len(trials))
     frames = first_frames(trials[0].env_kwargs, seeds)
     yield Figure.measured(
         "bank_false_scene_rate",
-        [float(recognised(bank, frame) is not None) for frame in frames],
+        [recognised(bank, frame) is not None for frame in frames],
         "1",
         seeds,
         config.device,

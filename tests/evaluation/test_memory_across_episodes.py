@@ -121,7 +121,7 @@ def test_the_bank_finds_the_right_visit_and_no_other(trials, attached_memory, tm
             assert len(chunks) == len(visit.actions) // 8 == 1
             assert np.array_equal(chunks[0].frames, visit.past[1:9])
             assert np.array_equal(chunks[0].actions, visit.actions[:8])
-            assert recognised(bank, trial.past[0]) == row
+            assert recognised(bank, trial.past[0]).episode.number == row
             assert recognised(bank, trial.past[-1]) is None
             assert alike(recalled(bank, memory, trial.past[0]), learn(memory, [visit], "")[0])
         (new,) = first_frames(trials[0].env_kwargs, [trials[-1].seed + 1])
