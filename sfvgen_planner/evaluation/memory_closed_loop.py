@@ -19,8 +19,8 @@ from sfvgen_planner.evaluation.memory_variants import (
     VARIANTS,
     Variant,
     attached,
-    learn,
     remembered,
+    write_chunks,
 )
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import ReturnTrial
@@ -182,7 +182,9 @@ class _Robot:
         for action in trial.actions:
             observation, _, terminated, _, info = imagination.step(action)
         if memory is not None:
-            learn(memory, [past])
+            memory.reset()
+            for _ in write_chunks(memory, [past]):
+                pass
             imagination.memory = memory
         policy = PlanningPolicy(imagination, planner)
         policy.reset(trial.seed)

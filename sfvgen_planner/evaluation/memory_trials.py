@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from sfvgen_planner.evaluation.chunks import place_error_px
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED
 from sfvgen_planner.evaluation.memory_config import MemoryConfig
 from sfvgen_planner.evaluation.memory_variants import State, TrialMemories, Variant
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import NUM_CUBES, ReturnTrial, draw_trials
+from sfvgen_planner.evaluation.tabletop import locate_cube
 from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.world_model import VideoWorldModel
 
 NUM_RETURN_CHUNKS = 2
 """Chunks that a return is imagined in; the expert's returns are 10 to 16 frames long."""
+HIT_PX = 2.0
+
+Values = Mapping[str, tuple[np.ndarray, str]]
+"""Values `(trials,)` and their units, by the names of their figures."""
 
 
 def trial_groups(
@@ -49,13 +55,40 @@ def trial_states(
     return None if memory is None else memories.states(variant, memory, f"{what}: memories")
 
 
+def return_values(prefix: str, trials: Sequence[ReturnTrial], frames: np.ndarray) -> Values:
+    """Where each asked cube ends in its video, against the place asked for.
+
+    Args:
+        prefix: of the figures' names.
+        trials: N of them.
+        frames: imagined, ``(N, T, H, W, 3)`` uint8. A cube that is not in the last picture at all
+            is off by its whole width.
+    """
+    places = [locate_cube(video[-1], t.cube) for t, video in zip(trials, frames, strict=True)]
+    targets = np.stack([trial.target_px for trial in trials])
+    errors = place_error_px(np.stack(places), targets, frames.shape[-2])
+    return {
+        f"{prefix}_error_px": (errors, "px of 64"),
+        f"{prefix}_hit_rate_2px": (1.0 * (errors <= HIT_PX), "1"),
+    }
+
+
+def differences(values: Values, references: Values) -> Values:
+    """Trial by trial what is above the reference, for the figures that both have."""
+    return {
+        f"{name}_difference": (values[name][0] - references[name][0], unit)
+        for name, (_, unit) in values.items()
+        if name in references
+    }
+
+
 def trial_figures(
-    values: Mapping[str, tuple[np.ndarray, str]],
+    values: Values,
     trials: Sequence[ReturnTrial],
     config: MemoryConfig,
     **fields: Any,
 ) -> Iterator[Figure]:
-    """Figures of values `(trials,)` and their units, by name; `fields` tell them apart."""
+    """A figure of each of the values; `fields` tell them apart."""
     for name, (per_trial, unit) in values.items():
         yield Figure.measured(
             name,

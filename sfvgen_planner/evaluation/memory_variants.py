@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfvgen_planner.errors import require
-from sfvgen_planner.evaluation.return_trials import ReturnTrial
+from sfvgen_planner.evaluation.return_trials import Past, ReturnTrial
 from sfvgen_planner.memory import (
     MEMORY_VARIANTS,
     EpisodicMemory,
@@ -133,30 +133,60 @@ def _is_ours(config: MemoryConfig | None) -> bool:
     return config is not None and config.rule == "normalised"
 
 
-def learn(memory: EpisodicMemory, trials: Sequence[ReturnTrial]) -> list[State]:
-    """Fast-learn the true frames of at most ``num_memories`` trials at once, as the wrapper does.
+def write_chunks(
+    memory: EpisodicMemory, pasts: Sequence[Past]
+) -> Iterator[tuple[list[int], slice]]:
+    """Fast-learn the true frames of at most ``num_memories`` episodes at once, as the wrapper does.
 
     The frame of the reset opens an episode, then every ``num_future_frames`` make a chunk; what is
-    left at the end is no chunk yet.
+    left at the end is no chunk yet. Memories go on from what they hold.
 
-    Returns:
-        What each memory holds at the request.
+    Yields:
+        After each write, the rows of ``pasts`` that had a chunk there, and its steps.
     """
     model, size = memory.world_model, memory.world_model.config.num_future_frames
-    latents = [model.encode(trial.past[None])[0] for trial in trials]
-    memory.reset()
-    for start in range(0, max(len(trial.actions) for trial in trials) - size + 1, size):
-        rows = [row for row, trial in enumerate(trials) if len(trial.actions) >= start + size]
-        moments = slice(start, start + size)
+    latents = [model.encode(past.past[None])[0] for past in pasts]
+    for start in range(0, max(len(past.actions) for past in pasts) - size + 1, size):
+        rows = [row for row, past in enumerate(pasts) if len(past.actions) >= start + size]
+        steps = slice(start, start + size)
         memory.write_batch(
             torch.stack([latents[row][:, : start + 1] for row in rows]),
             torch.stack([latents[row][:, start + 1 : start + size + 1] for row in rows]),
-            [trials[row].told[moments][-1] for row in rows],
-            np.stack([trials[row].actions[moments] for row in rows]),
+            [pasts[row].told[steps][-1] for row in rows],
+            np.stack([pasts[row].actions[steps] for row in rows]),
             memories=rows,
             measure=False,
         )
-    return [memory.state(row) for row in range(len(trials))]
+        yield rows, steps
+
+
+def learn(
+    memory: EpisodicMemory,
+    pasts: Sequence[Past],
+    description: str,
+    starts: Sequence[State] | None = None,
+) -> list[State]:
+    """What a memory holds of each episode; as many are learnt at once as it remembers.
+
+    Args:
+        memory: that learns.
+        pasts: the episodes.
+        description: of the progress bar.
+        starts: what it holds as each episode begins; by default nothing.
+    """
+    states: list[State] = []
+    total, size = len(pasts), memory.num_memories
+    with tqdm(total=total, desc=description, unit="episode", dynamic_ncols=True) as progress:
+        for first in range(0, total, size):
+            some = pasts[first : first + size]
+            memory.reset()
+            for row, start in enumerate([] if starts is None else starts[first : first + size]):
+                memory.load(start, row)
+            for _ in write_chunks(memory, some):
+                pass
+            states += [memory.state(row) for row in range(len(some))]
+            progress.update(len(some))
+    return states
 
 
 def remembered(variant: Variant, trials: Sequence[T]) -> list[T]:
@@ -186,18 +216,8 @@ class TrialMemories:
             SfvgenError: another trial's is asked for, but there is only one.
         """
         if memory.config not in self._states:
-            self._states[memory.config] = self._learn(memory, description)
+            self._states[memory.config] = learn(memory, self._trials, description)
         return remembered(variant, self._states[memory.config])
-
-    def _learn(self, memory: EpisodicMemory, description: str) -> list[State]:
-        states: list[State] = []
-        total = len(self._trials)
-        with tqdm(total=total, desc=description, unit="episode", dynamic_ncols=True) as progress:
-            for start in range(0, total, memory.num_memories):
-                some = self._trials[start : start + memory.num_memories]
-                states += learn(memory, some)
-                progress.update(len(some))
-        return states
 
 
 def imagine_returns(

@@ -34,15 +34,27 @@ _MOST_SEEDS_PER_TRIAL = 200
 
 
 @dataclass(frozen=True, eq=False)
-class ReturnTrial:
+class Past:
+    """An episode so far: what a memory can learn of it.
+
+    Attributes:
+        past: ``(T + 1, H, W, 3)`` uint8, all frames up to and with the present one.
+        actions: ``(T, A)`` float32 that led here.
+        told: T strings, the instruction in force at each action.
+    """
+
+    past: np.ndarray
+    actions: np.ndarray
+    told: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class ReturnTrial(Past):
     """An expert's episode up to the moment at which a cube is asked back.
 
     Attributes:
         env_kwargs: of the environment.
         seed: of the episode.
-        past: ``(T + 1, H, W, 3)`` uint8, all frames up to and with the present one.
-        actions: ``(T, A)`` float32 that led here.
-        told: T strings, the instruction in force at each action.
         instruction: asks a cube back.
         cube: its colour.
         target_px: ``(2,)``, where the camera shows the place asked for.
@@ -52,9 +64,6 @@ class ReturnTrial:
 
     env_kwargs: dict[str, Any]
     seed: int
-    past: np.ndarray
-    actions: np.ndarray
-    told: list[str]
     instruction: str
     cube: str
     target_px: np.ndarray

@@ -1,7 +1,6 @@
 """The memory evaluation: its measure against a model that knows the future, its parts in small."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from sfvgen_planner.evaluation import memory as evaluation
 from sfvgen_planner.evaluation import memory_closed_loop, memory_config, memory_cost, memory_plot
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
+from sfvgen_planner.evaluation.memory_across_episodes import ACROSS_EPISODES_FIGURES
 from sfvgen_planner.evaluation.memory_plot import FIGURE, plot_error_against_horizon
 from sfvgen_planner.evaluation.memory_variants import (
     VARIANTS,
@@ -126,7 +126,7 @@ def test_memories_learn_in_a_batch_as_each_does_in_the_wrapper(
     # Episodes of different lengths, of which one has a chunk less.
     shorter = replace(trials[1], actions=trials[1].actions[:7], told=trials[1].told[:7])
     with attached(variant, tiny_tabletop(), str(tiny_checkpoint), 2) as memory:
-        states = learn(memory, [trials[0], shorter])
+        states = learn(memory, [trials[0], shorter], "")
         assert memory.num_writes == [len(trials[0].actions) // 8, 0]
     model = tiny_tabletop()
     with attached(variant, model, str(tiny_checkpoint)) as memory:
@@ -162,16 +162,6 @@ def test_a_control_gets_the_memory_of_another_trial(trials, tiny_checkpoint, qui
         with pytest.raises(SfvgenError, match="at least 2 episodes"):
             TrialMemories(trials[:1]).states(other, memory, "")
     assert not [name for name, _ in model.unet.named_parameters() if "lora" in name]
-
-
-@pytest.fixture
-def looped_checkpoint(tiny_checkpoint, tmp_path):
-    """As the slow-fast loop leaves one: adapters trained away from their start."""
-    folder = tmp_path / "looped"
-    shutil.copytree(tiny_checkpoint, folder)
-    config = replace(MEMORY_VARIANTS["ours"], rank=2, num_time_codes=2, learning_rate=0.1)
-    EpisodicMemory(tiny_world_model(), config, seed=5).save_pretrained(folder / "memory")
-    return folder
 
 
 def test_ours_needs_a_checkpoint_that_was_trained_with_it(
@@ -305,7 +295,11 @@ def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkey
     variants = ("none", "paper", "anchor_frame")
     rows = run(tmp_path / "a.json", tiny_checkpoint, names, variants=variants, num_episodes=1)
     # Peak memory is known of GPUs only, and this model has been through no loop.
-    missing = {"fast_learning_memory_overhead", "distance_ratio_no_loop"}
+    missing = {
+        "fast_learning_memory_overhead",
+        "distance_ratio_no_loop",
+        *ACROSS_EPISODES_FIGURES,
+    }
     assert set(names) - {row["name"] for row in rows} == missing
     assert all(np.isfinite(row["value"]) for row in rows)
     told = {name: [row["variant"] for row in rows if row["name"] == name] for name in names}
