@@ -14,7 +14,12 @@ from sfvgen_planner.evaluation.memory_closed_loop import (
     measure_closed_loop,
 )
 from sfvgen_planner.evaluation.memory_config import MemoryConfig
-from sfvgen_planner.evaluation.memory_cost import measure_batch_cost, measure_cost, measure_state
+from sfvgen_planner.evaluation.memory_cost import (
+    measure_batch_cost,
+    measure_cost,
+    measure_long_episodes,
+    measure_state,
+)
 from sfvgen_planner.evaluation.memory_trials import (
     NUM_RETURN_CHUNKS,
     Values,
@@ -78,6 +83,7 @@ FIGURES: dict[str, Callable[[MemoryConfig], Iterable[Figure]]] = {
     "fast_learning_time_overhead": measure_cost,
     "fast_learning_memory_overhead": measure_cost,
     "batch_16_cost_ratio": measure_batch_cost,
+    "chunk_seconds": measure_long_episodes,
     "state_kb": measure_state,
 }
 """Figure to the measurement that it comes from; the memory overhead needs a GPU."""

@@ -19,6 +19,7 @@ from sfvgen_planner.evaluation.memory_variants import (
     Variant,
     attached,
     memory_settings,
+    window,
 )
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.memory import EpisodicMemory
@@ -27,6 +28,7 @@ from sfvgen_planner.world_model.checkpoint import quiet_libraries
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 
 NUM_BATCHED = 16
+EPISODE_CHUNKS = (1, 4, 16)
 BASE_MODEL_STEPS = (MANY_STEPS, 50)
 BASE_MODEL = "text-to-video-ms-1.7b's architecture, random weights"
 _INSTRUCTION = "return the red cube"
@@ -109,6 +111,40 @@ def measure_batch_cost(config: MemoryConfig) -> Iterator[Figure]:
             )
             values = many.seconds / one.seconds.mean()
             yield _cost_figure("batch_16_cost_ratio", values, name, steps, config)
+
+
+def measure_long_episodes(config: MemoryConfig) -> Iterator[Figure]:
+    """Seconds to imagine a chunk, and to write it into a memory, as an episode grows longer."""
+    model = load_world_model(config.model).to(config.device)
+    num_past, size = model.config.num_past_frames, model.config.num_future_frames
+    begin = torch.zeros(1, dtype=torch.long)
+    for name, variant in config.offered.items():
+        if variant.of_other_episode:
+            continue
+        for chunks in EPISODE_CHUNKS:
+            length = chunks * size + 1
+            context = variant.context(begin, begin + length - 1, num_past, length)
+            with (
+                window(model, context.shape[1]),
+                attached(variant, model, config.model) as memory,
+            ):
+                work: Callable[..., object]
+                if memory is None:
+                    work = partial(_generate, model, None)
+                else:
+                    work = partial(_generate_and_learn, model, memory)
+                    for _ in range(chunks):
+                        work(1, config)
+                cost = _cost(partial(work, config.num_inference_steps, config), config)
+            yield _cost_figure(
+                "chunk_seconds",
+                cost.seconds,
+                name,
+                config.num_inference_steps,
+                config,
+                unit="s",
+                episode_chunks=chunks,
+            )
 
 
 def measure_state(config: MemoryConfig) -> Iterator[Figure]:

@@ -274,7 +274,7 @@ def imagine_returns(
                 context = torch.cat(
                     [_context(variant, histories[row], num_past) for row in rows], dim=0
                 )
-                with _window(model, context.shape[2]):
+                with window(model, context.shape[2]):
                     chunk = model(
                         context,
                         instruction=[trials[row].instruction for row in rows],
@@ -310,7 +310,7 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _window(model: VideoWorldModel, num_past: int) -> Iterator[None]:
+def window(model: VideoWorldModel, num_past: int) -> Iterator[None]:
     """Let the model take a context of ``num_past`` frames, whatever it was trained on."""
     usual = model.config.num_past_frames
     model.register_to_config(num_past_frames=num_past)

@@ -32,7 +32,7 @@ from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
-from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from tests.tiny_base_model import tiny_base_model
 
 
@@ -389,6 +389,35 @@ def test_the_command_is_told_what_the_loop_began_with(tmp_path, monkeypatch, opt
     monkeypatch.setattr(evaluation, "FIGURES", figures)
     assert main(["eval", "memory", "--out", str(tmp_path / "memory.json"), *option]) == 0
     assert [config.no_loop_model for config in configs] == [name]
+
+
+def test_only_a_long_context_grows_with_the_episode(tiny_checkpoint, quick, monkeypatch):
+    lengths, written, real = [], [], VideoWorldModel.__call__
+
+    def spied(model, past, **kwargs):
+        lengths.append(past.shape[2])
+        return real(model, past, **kwargs)
+
+    monkeypatch.setattr(VideoWorldModel, "__call__", spied)
+    write = EpisodicMemory.write_batch
+    monkeypatch.setattr(
+        EpisodicMemory,
+        "write_batch",
+        lambda *args, **kwargs: written.append(1) or write(*args, **kwargs),
+    )
+    config = MemoryConfig.of(str(tiny_checkpoint), "cpu", num_episodes=1)
+    config = replace(config, num_inference_steps=1)
+    monkeypatch.setattr(memory_cost, "EPISODE_CHUNKS", (1, 3))
+    sizes = {"none": [4, 4], "paper": [4, 4], "long_context": [9, 25]}
+    for name, wanted in sizes.items():
+        figures = list(evaluation.measure_long_episodes(replace(config, variants=(name,))))
+        assert [figure.fields["episode_chunks"] for figure in figures] == [1, 3]
+        assert all(figure.unit == "s" and figure.value > 0 for figure in figures)
+        # Each measurement warms up once; a memory first learns the chunks before.
+        assert list(dict.fromkeys(lengths)) == list(dict.fromkeys(wanted))
+        assert len(lengths) == 4 + (4 if name == "paper" else 0)
+        lengths.clear()
+    assert len(written) == 8
 
 
 def test_the_state_is_as_large_as_its_numbers(tiny_checkpoint, quick):
