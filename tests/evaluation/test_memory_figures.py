@@ -364,6 +364,17 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
     assert ratio["reference_model"] == str(tiny_checkpoint)
 
 
+def test_workers_return_what_one_process_returns(tmp_path, looped_checkpoint):
+    # Each memory learns what it learns wherever and after whichever episode it is played.
+    names, found = ["closed_loop_distance_m"], []
+    for num_workers in (1, 2):
+        out = tmp_path / f"{num_workers}.json"
+        sizes = {"num_episodes": 2, "num_workers": num_workers, "variants": ("ours",)}
+        rows = run(out, looped_checkpoint, names, **sizes)
+        found.append([(row["name"], row["value"], row["ci95"]) for row in rows])
+    assert found[0] == found[1]
+
+
 def test_each_variant_is_executed_once(
     tmp_path, tiny_checkpoint, looped_checkpoint, quick, monkeypatch
 ):
