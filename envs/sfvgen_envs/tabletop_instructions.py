@@ -122,22 +122,31 @@ def instruction_texts() -> Iterator[str]:
 
 
 def draw_episode(
-    rng: np.random.Generator, num_cubes: int, num_moves: int, recall: Recall
+    rng: np.random.Generator,
+    num_cubes: int,
+    num_moves: int,
+    recall: Recall,
+    num_moves_before: int = 0,
 ) -> EpisodePlan:
     """Draw a layout and its instructions.
 
-    With a recall, the recalled cube makes the first move. ``"first"``: later moves choose any
-    cube, the recalled one included. ``"previous"``: the recalled cube moves exactly once more
-    (every time if it is the only cube), so its first, previous and last place all differ.
+    With a recall, the recalled cube makes the first move after ``num_moves_before`` moves of other
+    cubes. ``"first"``: later moves choose any cube, the recalled one included. ``"previous"``: the
+    recalled cube moves exactly once more (every time if it is the only cube), so its first,
+    previous and last place all differ.
     """
     while True:  # a layout can leave no room for a move; then a new one is drawn
-        plan = _try_episode(rng, num_cubes, num_moves, recall)
+        plan = _try_episode(rng, num_cubes, num_moves, recall, num_moves_before)
         if plan is not None:
             return plan
 
 
 def _try_episode(
-    rng: np.random.Generator, num_cubes: int, num_moves: int, recall: Recall
+    rng: np.random.Generator,
+    num_cubes: int,
+    num_moves: int,
+    recall: Recall,
+    num_moves_before: int,
 ) -> EpisodePlan | None:
     colours = [str(c) for c in rng.permutation(list(CUBE_COLOURS))[:num_cubes]]
     layout = _draw_layout(rng, colours)
@@ -146,7 +155,7 @@ def _try_episode(
     cubes, pads = layout
     places = {colour: [xy] for colour, xy in cubes.items()}
     instructions = []
-    for colour in _draw_movers(rng, colours, num_moves, recall):
+    for colour in _draw_movers(rng, colours, num_moves, recall, num_moves_before):
         kept_free = [history[-1] for history in places.values()]
         kept_free.append(places[colour][0])  # or its first place would not differ from a later one
         recalled = places[colours[0]]
@@ -210,11 +219,18 @@ def _draw_place(
 
 
 def _draw_movers(
-    rng: np.random.Generator, colours: list[str], num_moves: int, recall: Recall
+    rng: np.random.Generator,
+    colours: list[str],
+    num_moves: int,
+    recall: Recall,
+    num_moves_before: int,
 ) -> list[str]:
     if recall == "none":
         return [str(c) for c in rng.choice(colours, num_moves)]
     target, others = colours[0], colours[1:]
+    if num_moves_before:
+        before = [str(c) for c in rng.choice(others, num_moves_before)]
+        return before + _draw_movers(rng, colours, num_moves - num_moves_before, recall, 0)
     if recall == "first" or not others:
         return [target, *(str(c) for c in rng.choice(colours, num_moves - 1))]
     movers = [target, *(str(c) for c in rng.choice(others, num_moves - 1))]

@@ -111,6 +111,7 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
             two moves, which is also its default at level 1).
         num_cubes: 1 to 4, overrides the level.
         num_moves: 1 to 8 moves before the recall, overrides the level.
+        num_moves_before: how many of these are of other cubes, before the recalled one first moves.
         steps_per_instruction: step budget of one instruction.
         image_size: height and width of the observed image in pixels, one number or a pair.
         render_size: likewise for :meth:`render`; the size of the observed image by default.
@@ -134,6 +135,7 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         recall: Recall = "first",
         num_cubes: int | None = None,
         num_moves: int | None = None,
+        num_moves_before: int = 0,
         steps_per_instruction: int = 32,
         image_size: int | tuple[int, int] = 64,
         render_size: int | tuple[int, int] | None = None,
@@ -154,6 +156,12 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
                 "recall='previous' asks for a cube that moved twice, but num_moves is 1; use "
                 "num_moves=2 or more, or recall='first'."
             )
+        most_before = 0 if recall == "none" or num_cubes == 1 else num_moves - least_moves
+        if not 0 <= num_moves_before <= most_before:
+            raise ValueError(
+                f"num_moves_before must be from 0 to {most_before} with recall={recall!r}, "
+                f"num_cubes={num_cubes} and num_moves={num_moves}, got {num_moves_before!r}."
+            )
         _check_range("steps_per_instruction", steps_per_instruction, 1, 10_000)
         image_size = _as_size("image_size", image_size)
         render_size = image_size if render_size is None else _as_size("render_size", render_size)
@@ -162,6 +170,7 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._recall: Recall = recall
         self._num_cubes = num_cubes
         self._num_moves = num_moves
+        self._num_moves_before = num_moves_before
         self._steps_per_instruction = steps_per_instruction
 
         self.model = build_model(num_cubes, NUM_PADS, render_quality)
@@ -187,7 +196,13 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         super().reset(seed=seed)
-        plan = draw_episode(self.np_random, self._num_cubes, self._num_moves, self._recall)
+        plan = draw_episode(
+            self.np_random,
+            self._num_cubes,
+            self._num_moves,
+            self._recall,
+            self._num_moves_before,
+        )
         mujoco.mj_resetData(self.model, self.data)
         for index, xy in enumerate(plan.pads.values()):
             self.data.mocap_pos[index, :2] = xy

@@ -68,6 +68,7 @@ _SETTINGS = (
     "variants",
     "recalls",
     "horizons",
+    "num_moves_before",
     "num_noise_draws",
     "no_loop_model",
     "base_model",
@@ -154,6 +155,12 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recalls", nargs="+", metavar="NAME", help="first, previous or both")
     parser.add_argument(
         "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
+    )
+    parser.add_argument(
+        "--num-moves-before",
+        type=int,
+        metavar="N",
+        help="moves of other cubes before the one asked back first moves (default: 0)",
     )
     parser.add_argument(
         "--num-noise-draws",

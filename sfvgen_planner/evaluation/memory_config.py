@@ -26,6 +26,7 @@ class MemoryConfig(EvaluationConfig):
             same trials with the same noise.
         recalls: which place is asked for.
         horizons: memory horizons in chunks.
+        num_moves_before: moves of other cubes before the asked one first moves.
         num_inference_steps: denoiser calls per chunk.
         guidance_scale: of the instruction.
         num_noise_draws: noise levels averaged in a memory's writes; None for as many as each has.
@@ -40,6 +41,7 @@ class MemoryConfig(EvaluationConfig):
     variants: tuple[str, ...] = ()
     recalls: tuple[Recall, ...] = RECALLS
     horizons: tuple[int, ...] = tuple(NUM_MOVES_SINCE)
+    num_moves_before: int = 0
     num_inference_steps: int = 4
     guidance_scale: float = 2.0
     num_noise_draws: int | None = None

@@ -39,8 +39,12 @@ def trial_groups(
                 HELD_OUT_SEED,
                 NUM_RETURN_CHUNKS * chunk_size,
                 chunk_size,
+                config.num_moves_before,
             )
-            yield trials, TrialMemories(trials), {"recall": recall, "horizon": horizon}
+            fields: dict[str, Any] = {"recall": recall, "horizon": horizon}
+            if config.num_moves_before:
+                fields["num_moves_before"] = config.num_moves_before
+            yield trials, TrialMemories(trials), fields
 
 
 def description(name: str, fields: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ NUM_MOVES_SINCE = {1: 0, 2: 1, 3: 2, 4: 2, 5: 3, 6: 4, 7: 4, 8: 5}
 
 The expert's moves are about 12 frames long, so these reach the horizon most often.
 """
+MOST_MOVES = 8
 _AT_ITS_PLACE = 0.01
 _MOST_SEEDS_PER_TRIAL = 200
 
@@ -77,6 +78,7 @@ def draw_trials(
     first_seed: int,
     num_future: int,
     chunk_size: int = 8,
+    num_moves_before: int = 0,
 ) -> list[ReturnTrial]:
     """The first seeds' episodes with exactly this memory horizon.
 
@@ -92,6 +94,8 @@ def draw_trials(
         first_seed: of the seeds that are tried, one after the other.
         num_future: frames in which the return is judged.
         chunk_size: frames of a chunk.
+        num_moves_before: moves of other cubes before the asked one first moves. With 0 it is the
+            first to move, so that a memory could know it by that alone.
 
     Raises:
         SfvgenError: an argument is out of range, or too few episodes have this horizon.
@@ -101,8 +105,20 @@ def draw_trials(
         horizon in NUM_MOVES_SINCE,
         f"the memory horizon must be from 1 to {max(NUM_MOVES_SINCE)} chunks, got {horizon}",
     )
-    num_moves = NUM_MOVES_SINCE[horizon] + (1 if recall == "first" else 2)
-    env_kwargs = {"num_cubes": NUM_CUBES, "num_moves": num_moves, "recall": recall}
+    require(num_moves_before >= 0, f"num_moves_before must be at least 0, got {num_moves_before}")
+    num_moves = num_moves_before + NUM_MOVES_SINCE[horizon] + (1 if recall == "first" else 2)
+    require(
+        num_moves <= MOST_MOVES,
+        f"a memory horizon of {horizon} chunks after {num_moves_before} other moves takes "
+        f"{num_moves} moves, but the environment makes {MOST_MOVES} at most",
+    )
+    env_kwargs: dict[str, Any] = {
+        "num_cubes": NUM_CUBES,
+        "num_moves": num_moves,
+        "recall": recall,
+    }
+    if num_moves_before:
+        env_kwargs["num_moves_before"] = num_moves_before
     env = make_env(ENV_ID, env_kwargs)
     expert = _Watched(make_policy("expert", env), env)
     seeds = range(first_seed, first_seed + _MOST_SEEDS_PER_TRIAL * num_trials)

@@ -67,6 +67,20 @@ def test_every_episode_can_be_carried_out(num_cubes: int, num_moves: int, recall
             assert np.linalg.norm(places[0] - places[-1]) >= 0.10
 
 
+@pytest.mark.parametrize("recall", ["first", "previous"])
+@pytest.mark.parametrize("num_moves_before", [0, 1, 2])
+def test_other_cubes_can_move_before_the_recalled_one(
+    recall: Recall, num_moves_before: int
+) -> None:
+    for seed in SEEDS:
+        plan = draw_episode(np.random.default_rng(seed), 3, 4, recall, num_moves_before)
+        *movers, recalled = (instruction.cube for instruction in plan.instructions)
+        assert len(movers) == 4
+        assert movers.index(recalled) == num_moves_before
+        if recall == "previous":
+            assert movers.count(recalled) == 2
+
+
 def test_first_recalls_include_cubes_that_moved_twice() -> None:
     moves = [
         sum(move.cube == plan.instructions[-1].cube for move in plan.instructions[:-1])

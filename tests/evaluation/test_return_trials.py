@@ -7,6 +7,7 @@ import pytest
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import return_trials
+from sfvgen_planner.evaluation.measure import HELD_OUT_SEED
 from sfvgen_planner.evaluation.return_trials import draw_trials
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube, project
 
@@ -66,6 +67,17 @@ def test_the_cube_left_its_place_the_horizon_ago(recall, horizon):
         assert np.linalg.norm(locate_cube(trial.future[-1], trial.cube) - trial.target_px) < 2
         assert trial.future.shape == (16, 64, 64, 3)
         env.close()
+
+
+def test_other_cubes_can_move_before_the_asked_one():
+    (trial,) = draw_trials("first", 2, 1, HELD_OUT_SEED, 16, num_moves_before=1)
+    moved = [told.split(" cube")[0].split()[-1] for told in dict.fromkeys(trial.told)]
+    assert len(moved) == 3
+    assert moved.index(trial.cube) == 1
+    with pytest.raises(SfvgenError, match="takes 9 moves, but the environment makes 8 at most"):
+        draw_trials("first", 8, 1, HELD_OUT_SEED, 16, num_moves_before=3)
+    with pytest.raises(SfvgenError, match="num_moves_before must be at least 0, got -1"):
+        draw_trials("first", 8, 1, HELD_OUT_SEED, 16, num_moves_before=-1)
 
 
 def test_the_same_trials_are_drawn_again():
