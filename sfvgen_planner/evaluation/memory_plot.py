@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfvgen_planner.evaluation.plotting import error_bars, figure_rows, new_figure, save_figure
 
@@ -35,7 +35,14 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
             if chosen:
                 # Beside each other, so that no interval hides another.
                 shift = 0.06 * (place - (len(kinds) - 1) / 2)
-                lines[_label(kind, kinds)] = _draw_line(panel, chosen, shift, color=f"C{place}")
+                lines[_label(kind, kinds)] = _draw_line(
+                    panel,
+                    chosen,
+                    shift,
+                    # There are 10 colours.
+                    color=f"C{place}",
+                    marker="osD"[place // 10 % 3],
+                )
         panel.set_title(f"asked for the {recall} place")
         panel.set_xlabel("memory horizon [chunks]")
         panel.set_xticks(horizons)
@@ -46,19 +53,31 @@ def plot_error_against_horizon(results: Path, out: Path) -> None:
     save_figure(figure, out)
 
 
-def _kind(row: dict[str, Any]) -> tuple[str, int | None, str]:
-    return row["variant"], row.get("num_noise_draws"), row["model"]
+class _Kind(NamedTuple):
+    """What the rows of one line share."""
+
+    variant: str
+    num_moves_before: int
+    num_noise_draws: int | None
+    model: str
 
 
-def _label(kind: tuple[str, int | None, str], kinds: Sequence[tuple[str, int | None, str]]) -> str:
+def _kind(row: dict[str, Any]) -> _Kind:
+    before, draws = row.get("num_moves_before", 0), row.get("num_noise_draws")
+    return _Kind(row["variant"], before, draws, row["model"])
+
+
+def _label(kind: _Kind, kinds: Sequence[_Kind]) -> str:
     """The variant, and what else tells it from the other lines."""
-    variant, draws, model = kind
-    words = [variant.replace("_", " ")]
-    alike = [other for other in kinds if other[0] == variant]
-    if len({draws for _, draws, _ in alike}) > 1:
+    words = [kind.variant.replace("_", " ")]
+    if kind.num_moves_before:
+        words.append(f"after other moves: {kind.num_moves_before}")
+    alike = [o for o in kinds if o[:2] == kind[:2]]
+    if len({other.num_noise_draws for other in alike}) > 1:
+        draws = kind.num_noise_draws
         words.append("all noise draws" if draws is None else f"noise draws: {draws}")
-    if len({model for _, _, model in alike}) > 1:
-        words.append(model)
+    if len({other.model for other in alike}) > 1:
+        words.append(kind.model)
     return ", ".join(words)
 
 
@@ -67,4 +86,4 @@ def _draw_line(panel: Any, rows: Sequence[dict[str, Any]], shift: float, **style
     places = [row["horizon"] + shift for row in rows]
     values = [row["value"] for row in rows]
     bars = error_bars(rows)
-    return panel.errorbar(places, values, bars, marker="o", ms=4, capsize=2, **style)
+    return panel.errorbar(places, values, bars, ms=4, capsize=2, **style)

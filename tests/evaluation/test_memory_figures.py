@@ -499,10 +499,18 @@ def test_models_have_lines_of_their_own(tmp_path, monkeypatch):
 
 
 def test_lines_are_told_apart_by_what_differs():
-    kinds = [("ours", None, "a"), ("ours", 1, "a"), ("none", None, "a"), ("none", None, "b")]
+    rows = [
+        {"variant": "ours", "model": "a"},
+        {"variant": "ours", "model": "a", "num_noise_draws": 1},
+        {"variant": "ours", "model": "a", "num_moves_before": 2},
+        {"variant": "none", "model": "a"},
+        {"variant": "none", "model": "b"},
+    ]
+    kinds = [memory_plot._kind(row) for row in rows]
     assert [memory_plot._label(kind, kinds) for kind in kinds] == [
         "ours, all noise draws",
         "ours, noise draws: 1",
+        "ours, after other moves: 2",
         "none, a",
         "none, b",
     ]
