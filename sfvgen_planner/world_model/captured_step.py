@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sfvgen_planner.world_model.cuda_graphs import capture
+from sfvgen_planner.world_model.cuda_graphs import capture, run_aside
 
 
 class CapturedStep:
@@ -45,11 +45,15 @@ class CapturedStep:
             (value.shape, value.dtype) if isinstance(value, Tensor) else value for value in values
         )
         key = (str(structure), shapes)
-        if key not in self._steps:
-            self._steps[key] = _Step(
-                self._backward, self._parameters, values, structure, self._pool
-            )
-        return self._steps[key].replay(values)
+        if key in self._steps:
+            return self._steps[key].replay(values)
+        # The run that a capture needs before it is this step, so that it is not lost.
+        loss = run_aside(lambda: self._backward(batch))
+        gradients = [parameter.grad for parameter in self._parameters]
+        self._steps[key] = _Step(self._backward, self._parameters, values, structure, self._pool)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
 
     def _backward(self, batch: tuple[Any, ...]) -> Tensor:
         for parameter in self._parameters:

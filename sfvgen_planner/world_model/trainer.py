@@ -127,7 +127,15 @@ def train(
     # The shapes repeat, so cuDNN may search for its fastest algorithms.
     torch.backends.cudnn.benchmark = True
     whole = WholeModule(module)
-    wrapped, optimiser = accelerator.prepare(module, optimiser)
+    # A graph would not hold FSDP's communication.
+    capturing = (
+        optimisation.capture and accelerator.device.type == "cuda" and not is_sharding(accelerator)
+    )
+    if capturing:
+        # DDP keeps nodes of the gradients alive on its stream, which cannot be captured.
+        wrapped, optimiser = module, accelerator.prepare(optimiser)
+    else:
+        wrapped, optimiser = accelerator.prepare(module, optimiser)
     whole.release()
     # FSDP has replaced them.
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -135,10 +143,7 @@ def train(
     ema = EMAModel(local, decay=optimisation.ema_decay, foreach=True)
     step = _resume(folder, module, optimiser, ema)
     wrapped.train()
-    captured = None
-    # A graph would not hold FSDP's communication.
-    if optimisation.capture and accelerator.device.type == "cuda" and not is_sharding(accelerator):
-        captured = CapturedStep(module, parameters, accelerator.autocast)
+    captured = CapturedStep(module, parameters, accelerator.autocast) if capturing else None
     generator = torch.Generator(device=accelerator.device)
     samples_per_step = optimisation.batch_size * accelerator.num_processes
     recent: list[Tensor] = []
@@ -218,7 +223,7 @@ def train(
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """Make the gradients the mean of all processes', as DDP does, which sees no captured step."""
+    """Make the gradients the mean of all processes', as DDP does."""
     if accelerator.num_processes == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -51,7 +51,7 @@ def test_every_shape_and_constant_has_its_own_graph():
     module = Regression().cuda()
     parameters = list(module.parameters())
     captured = CapturedStep(module, parameters, nullcontext)
-    for size, scale in ((4, 1), (8, 1), (4, 3), (4, 1)):
+    for size, scale in ((4, 1), (8, 1), (4, 3), (4, 1), (4, 3), (8, 1), (4, 1)):
         inputs = torch.randn(size, 3, device="cuda")
         # d/dw mean((s (w x + b))^2) = mean(2 s^2 (w x + b) x)
         with torch.no_grad():
