@@ -16,7 +16,7 @@ from sfvgen_planner.world_model.cuda_graphs import capture, run_aside
 
 
 class CapturedStep:
-    """Computes a module's loss and gradients, by one graph for each shape of its batch.
+    """Computes a module's loss and gradients, by a graph for each shape of batch that comes back.
 
     Args:
         module: Called as `module(*batch)`; returns the scalar loss. It must not look at the values
@@ -36,6 +36,7 @@ class CapturedStep:
         self._autocast = autocast
         # One for all: graphs run one after another.
         self._pool = torch.cuda.graph_pool_handle()
+        self._known: set[Hashable] = set()
         self._steps: dict[Hashable, _Step] = {}
 
     def __call__(self, batch: tuple[Any, ...]) -> Tensor:
@@ -45,15 +46,15 @@ class CapturedStep:
             (value.shape, value.dtype) if isinstance(value, Tensor) else value for value in values
         )
         key = (str(structure), shapes)
-        if key in self._steps:
-            return self._steps[key].replay(values)
-        # The run that a capture needs before it is this step, so that it is not lost.
-        loss = run_aside(lambda: self._backward(batch))
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._steps[key] = _Step(self._backward, self._parameters, values, structure, self._pool)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return loss
+        if key not in self._known:
+            # A capture needs a run before it, and a shape that never comes back needs no graph.
+            self._known.add(key)
+            return run_aside(lambda: self._backward(batch))
+        if key not in self._steps:
+            self._steps[key] = _Step(
+                self._backward, self._parameters, values, structure, self._pool
+            )
+        return self._steps[key].replay(values)
 
     def _backward(self, batch: tuple[Any, ...]) -> Tensor:
         for parameter in self._parameters:
