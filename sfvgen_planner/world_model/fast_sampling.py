@@ -6,16 +6,19 @@ a chunk's at once, so that the GPU does not wait for Python.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cached_property
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from sfvgen_planner.world_model.cuda_graphs import capture, run_aside
-
-MAX_GRAPHS = 16
-"""Shapes whose graphs are kept; the one that was not used for longest goes first."""
+from sfvgen_planner.world_model.cuda_graphs import (
+    MAX_GRAPHS,
+    CapturedGraph,
+    GraphPool,
+    module_state,
+    run_aside,
+)
 
 MAX_TEXTS = 1024
 """Instructions whose hidden states are kept."""
@@ -42,10 +45,14 @@ class FastSampling:
         self.denoise = torch.compile(denoise, dynamic=False, **options)
         self.decode = torch.compile(decode, dynamic=False, **options)
         self._text_encoder = text_encoder
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, CapturedGraph[Tensor]] = OrderedDict()
         self._largest: dict[Hashable, int] = {}
-        self._pool: Any = None
         self._texts: dict[Hashable, Tensor] = {}
+
+    @cached_property
+    def pool(self) -> GraphPool:
+        """The memory that all graphs of the model share, because they run in turn."""
+        return GraphPool()
 
     def largest_captured(self, work: Hashable) -> int:
         """The largest batch that a graph of `work` was captured for, 0 for none."""
@@ -75,7 +82,7 @@ class FastSampling:
         if first.device.type != "cuda":
             with many:
                 return function(*filled)[: len(first)]
-        key = (work, size, _state(module))
+        key = (work, size, module_state(module))
         if key not in self._graphs:
             with many:
                 self._graphs[key] = self._capture(function, filled, first.device)
@@ -83,7 +90,7 @@ class FastSampling:
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
-        return self._graphs[key].replay(filled)[: len(first)]
+        return self._graphs[key].replay(tuple(filled))[: len(first)].clone()
 
     def encode_texts(self, texts: list[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
         """`encode(texts)`, where each text is encoded once as long as the weights stay."""
@@ -100,31 +107,10 @@ class FastSampling:
 
     def _capture(
         self, function: Callable[..., Tensor], tensors: list[Tensor | None], device: torch.device
-    ) -> "_Graph":
+    ) -> CapturedGraph[Tensor]:
         with torch.cuda.device(device):
-            if self._pool is None:
-                # One for all: graphs run one after another, and their outputs are copied out.
-                self._pool = torch.cuda.graph_pool_handle()
-            return _Graph(function, tensors, self._pool)
-
-
-class _Graph:
-    """One function of tensors of fixed shapes, captured as a CUDA graph."""
-
-    def __init__(
-        self, function: Callable[..., Tensor], tensors: list[Tensor | None], pool: Any
-    ) -> None:
-        self._inputs = [None if tensor is None else tensor.clone() for tensor in tensors]
-        for _ in range(2):
-            run_aside(lambda: function(*self._inputs))
-        self._graph, self._output = capture(lambda: function(*self._inputs), pool)
-
-    def replay(self, tensors: list[Tensor | None]) -> Tensor:
-        for own, given in zip(self._inputs, tensors, strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
-        self._graph.replay()
-        return self._output.clone()
+            run_aside(lambda: function(*tensors))
+            return CapturedGraph(function, tuple(tensors), self.pool)
 
 
 def _fill(tensor: Tensor, size: int) -> Tensor:
@@ -133,19 +119,3 @@ def _fill(tensor: Tensor, size: int) -> Tensor:
     if missing == 0:
         return tensor.contiguous()
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
-
-
-def _state(module: nn.Module) -> Hashable:
-    """Changes when a graph of the module has to be captured anew.
-
-    Weights that are updated in place do not change it; new ones do, and adapters that are
-    attached, taken off, or switched on or off. A layer's plain tensors count as weights: there a
-    memory has what it learns.
-    """
-    state: list[Hashable] = []
-    for layer in module.modules():
-        tensors = (*layer._parameters.values(), *layer._buffers.values(), *vars(layer).values())
-        state.extend(tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor))
-        if isinstance(layer, BaseTunerLayer):
-            state.append((layer.disable_adapters, layer.merged, *layer.active_adapters))
-    return tuple(state)

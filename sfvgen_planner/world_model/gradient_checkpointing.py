@@ -9,6 +9,7 @@ import torch
 from diffusers import Transformer2DModel, TransformerTemporalModel
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.upsampling import Upsample2D
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sfvgen_planner.world_model.denoiser import Denoiser
@@ -31,16 +32,22 @@ def enable_gradient_checkpointing(unet: Denoiser) -> None:
     Calls without gradients are not affected.
     """
     if unet._supports_gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing(
+            lambda module, *args: _recomputed(module, module.__call__, *args)
+        )
         return
     for module in unet.modules():
         # The first block's layers would wait the longest, with the largest inputs.
         if isinstance(module, _RECOMPUTED) or module is unet.down_blocks[0]:
             # From the class, so that a second call does not nest.
-            module.forward = partial(_recomputed, MethodType(type(module).forward, module))
+            forward = MethodType(type(module).forward, module)
+            module.forward = partial(_recomputed, module, forward)
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    # Only dropout draws random numbers, and a CUDA graph can't keep their state.
+    return checkpoint(
+        forward, *args, use_reentrant=False, preserve_rng_state=module.training, **kwargs
+    )

@@ -25,6 +25,7 @@ from sfvgen_planner.world_model.checkpoint import (
     write_manifest,
 )
 from sfvgen_planner.world_model.conditioning import condition_planes
+from sfvgen_planner.world_model.cuda_graphs import GraphPool
 from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.fast_sampling import FastSampling
 from sfvgen_planner.world_model.kernels import use_fast_kernels
@@ -132,10 +133,12 @@ class VideoWorldModel(DiffusionPipeline):
         Call it once the model is on its device and in its precision. Each new shape, that is
         number of videos (rounded up to a power of two), of past and of future frames, takes a
         minute or so the first time. Memories may be attached, written and detached as ever; what
-        needs gradients is not compiled.
+        needs gradients is not compiled, but a memory's writes get CUDA graphs too.
 
         Args:
-            **options: Of `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.
+            **options: Of `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`. With
+                `disable=True` there are CUDA graphs alone: a new shape takes seconds then, and a
+                large denoiser, whose kernels are long, loses little.
 
         Example:
             >>> model = load_world_model().to("cuda", torch.bfloat16)
@@ -144,6 +147,18 @@ class VideoWorldModel(DiffusionPipeline):
         _, height, width = self.latent_size
         use_fast_kernels(self.unet, self.vae, height * width)
         self._fast = FastSampling(self.denoise, self._pixels, self.text_encoder, options)
+
+    @property
+    def graph_pool(self) -> GraphPool | None:
+        """The memory of a compiled model's CUDA graphs, None where there are none.
+
+        What else is captured of the model may share it, because all of it runs in turn.
+        """
+        device = self.unet.device
+        if self._fast is None or device.type != "cuda":
+            return None
+        with torch.cuda.device(device):
+            return self._fast.pool
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
-from sfvgen_planner.world_model.fast_sampling import _state
+from sfvgen_planner.world_model.cuda_graphs import module_state
 from sfvgen_planner.world_model.kernels import use_channels_last
 
 TEXT = "return the red cube"
@@ -118,23 +118,23 @@ def test_text_is_encoded_once_as_long_as_the_encoder_stays(past, monkeypatch):
 
 def test_new_weights_and_switched_adapters_need_a_new_graph_and_writes_do_not(past):
     model = tiny_world_model(denoiser="transformer")
-    states = [_state(model.unet)]
+    states = [module_state(model.unet)]
     memory = EpisodicMemory(model, MemoryConfig(rank=4))
-    states.append(_state(model.unet))
+    states.append(module_state(model.unet))
     memory.write(past[0], past[1])
-    states.append(_state(model.unet))
+    states.append(module_state(model.unet))
     memory.write(past[0], past[1])
-    assert _state(model.unet) == states[2]
+    assert module_state(model.unet) == states[2]
     memory.enabled = False
-    assert _state(model.unet) == states[1]
+    assert module_state(model.unet) == states[1]
     memory.enabled = True
-    assert _state(model.unet) == states[2]
+    assert module_state(model.unet) == states[2]
     memory.reset()
-    assert _state(model.unet) == states[1]
+    assert module_state(model.unet) == states[1]
     memory.detach()
-    assert _state(model.unet) == states[0]
+    assert module_state(model.unet) == states[0]
     model.unet.to(torch.bfloat16)
-    states.append(_state(model.unet))
+    states.append(module_state(model.unet))
     assert len(set(states)) == len(states)
 
 
