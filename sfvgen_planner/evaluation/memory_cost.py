@@ -66,37 +66,51 @@ def measure_base_model_cost(config: MemoryConfig) -> Iterator[Figure]:
     # Known to fit; to find that out would take further samples.
     model.max_batch_size = 1
     enable_gradient_checkpointing(model.unet)
-    plain = {
-        steps: _base_model_cost(partial(_generate, model, None, config=config), steps, config)
-        for steps in BASE_MODEL_STEPS
-    }
+    plain = _base_model_costs(model, None, config)
     for steps, cost in plain.items():
         for figure, (values, unit) in cost.figures().items():
             yield _base_model_figure(figure, values, REFERENCE, steps, config, unit)
     for name, variant in memories.items():
         memory = EpisodicMemory(model, memory_settings(variant, config.model))
-        work = partial(_generate_and_learn, model, memory, config=config)
-        draws = memory.config.num_noise_draws
-        for steps in BASE_MODEL_STEPS:
-            cost = _base_model_cost(work, steps, config)
+        costs = _base_model_costs(model, memory, config)
+        for steps, cost in costs.items():
             overheads = {k: (v, "1") for k, v in _overheads(plain[steps], cost).items()}
             for figure, (values, unit) in (overheads | cost.figures()).items():
                 yield _base_model_figure(
-                    figure, values, name, steps, config, unit, num_noise_draws=draws
+                    figure,
+                    values,
+                    name,
+                    steps,
+                    config,
+                    unit,
+                    num_noise_draws=memory.config.num_noise_draws,
                 )
         memory.detach()
 
 
-def _base_model_cost(
-    work: Callable[..., object], num_inference_steps: int, config: MemoryConfig
-) -> _Cost:
-    """Of as many denoiser calls at each number of steps; a single one warms up."""
-    runs = max(1, config.num_timed_runs * MANY_STEPS // num_inference_steps)
-    return _cost(
-        partial(work, num_inference_steps=num_inference_steps, output_type="np"),
-        replace(config, num_timed_runs=runs),
-        warm_up=partial(work, num_inference_steps=1, output_type="np"),
-    )
+def _base_model_costs(
+    model: VideoWorldModel, memory: EpisodicMemory | None, config: MemoryConfig
+) -> dict[int, _Cost]:
+    """Of as many denoiser calls at each number of steps, on a GPU through CUDA graphs."""
+    if _on_gpu(config):
+        # Graphs alone: to compile as many layers takes many minutes. Anew for each memory, because
+        # graphs keep what they took.
+        model.compile(disable=True)
+    work: Callable[..., object]
+    if memory is None:
+        work = partial(_generate, model, None, config=config, output_type="np")
+    else:
+        work = partial(_generate_and_learn, model, memory, config=config, output_type="np")
+        # From here on the memory is seen, and its writes have their graph.
+        for _ in range(2):
+            work(num_inference_steps=1)
+    costs = {}
+    for steps in BASE_MODEL_STEPS:
+        runs = max(1, config.num_timed_runs * MANY_STEPS // steps)
+        costs[steps] = _cost(
+            partial(work, num_inference_steps=steps), replace(config, num_timed_runs=runs)
+        )
+    return costs
 
 
 def measure_batch_cost(config: MemoryConfig) -> Iterator[Figure]:
@@ -185,15 +199,10 @@ class _Cost:
         return figures
 
 
-def _cost(
-    work: Callable[[], object],
-    config: MemoryConfig,
-    warm_up: Callable[[], object] | None = None,
-) -> _Cost:
-    """Of `work`; `warm_up` may take its shapes for less."""
-    on_gpu = torch.device(config.device).type == "cuda"
-    (warm_up or work)()
-    if on_gpu:
+def _cost(work: Callable[[], object], config: MemoryConfig) -> _Cost:
+    """Of `work`, after a run that warms up and captures what there is to capture."""
+    work()
+    if _on_gpu(config):
         # What an earlier memory held counts until it is collected.
         gc.collect()
         torch.cuda.synchronize(config.device)
@@ -202,11 +211,29 @@ def _cost(
     for _ in range(config.num_timed_runs):
         started = time.perf_counter()
         work()
-        if on_gpu:
+        if _on_gpu(config):
             torch.cuda.synchronize(config.device)
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated(config.device) if on_gpu else None
-    return _Cost(np.array(seconds), peak)
+    return _Cost(np.array(seconds), _peak_bytes(config) if _on_gpu(config) else None)
+
+
+def _peak_bytes(config: MemoryConfig) -> int:
+    """Memory that tensors took at most, and what CUDA graphs hold for their next run.
+
+    A graph's own memory counts as allocated only while it is captured, and only its outputs'
+    afterwards; but nothing else can have it.
+    """
+    torch.cuda.empty_cache()
+    held_by_graphs = sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot(include_traces=False)
+        if segment["segment_pool_id"] != (0, 0)
+    )
+    return torch.cuda.max_memory_allocated(config.device) + held_by_graphs
+
+
+def _on_gpu(config: MemoryConfig) -> bool:
+    return torch.device(config.device).type == "cuda"
 
 
 def _overheads(plain: _Cost, cost: _Cost) -> dict[str, np.ndarray]:
@@ -254,7 +281,18 @@ def _cost_figure(
     )
 
 
-_base_model_figure = partial(_cost_figure, model=BASE_MODEL)
+def _base_model_figure(
+    name: str,
+    values: np.ndarray,
+    variant: str,
+    num_inference_steps: int,
+    config: MemoryConfig,
+    unit: str,
+    **fields: Any,
+) -> Figure:
+    execution = "cuda graphs" if _on_gpu(config) else "eager"
+    fields = {"model": BASE_MODEL, "execution": execution, **fields}
+    return _cost_figure(name, values, variant, num_inference_steps, config, unit, **fields)
 
 
 def _generate(

@@ -24,6 +24,7 @@ from sfvgen_planner.memory.adapter_files import (
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.cuda_graphs import MAX_GRAPHS, CapturedFunction, module_state
 from sfvgen_planner.world_model.kernels import trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
@@ -65,6 +66,8 @@ class EpisodicMemory:
 
     A write takes gradients through the whole denoiser. In a large one call
     `enable_gradient_checkpointing` on it first: writes then take little more memory than imagining.
+    Where the model was compiled for a GPU, writes are launched as CUDA graphs, from the second one
+    of as many memories and frames on.
 
     Args:
         world_model: The model whose `unet` gets the adapters; its own weights are frozen. It is on
@@ -94,6 +97,7 @@ class EpisodicMemory:
         world_model.unet.requires_grad_(False)
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
+        self._captured: CapturedFunction[tuple[FastWeights, Tensor]] | None = None
         self._enabled = True
         # Learnt in single precision: steps are small.
         self._fast: FastWeights = {
@@ -230,7 +234,7 @@ class EpisodicMemory:
         try:
             _, height, width = self.world_model.latent_size
             with trainable_attention(self.world_model.unet, height * width):
-                learnt, losses = self._learner.learn(before, written, batches, token_ids=token_ids)
+                learnt, losses = self._learn(before, written, batches, token_ids)
                 columns = [losses.new_full(losses.shape, torch.nan)] * 3
                 if measure:
                     with torch.no_grad():
@@ -287,6 +291,7 @@ class EpisodicMemory:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
         self.world_model.num_memories = 1
         self._adapters.detach()
+        self._captured = None
 
     # ---------------------------------------------------------------- state
 
@@ -356,6 +361,25 @@ class EpisodicMemory:
         self._adapters.load(tensors)
 
     # ---------------------------------------------------------------- parts of a write
+
+    def _learn(
+        self,
+        before: FastWeights,
+        written: Tensor,
+        batches: list[SlowBatch],
+        token_ids: Tensor | None,
+    ) -> tuple[FastWeights, Tensor]:
+        """`FastLearner.learn`; the result is to be copied before the model is called again."""
+        unet, pool = self.world_model.unet, self.world_model.graph_pool
+        arguments = (before, written, batches, False, token_ids)
+        # Dropout draws random numbers.
+        if pool is None or unet.training:
+            return self._learner.learn(*arguments)
+        if self._captured is None or self._captured.pool is not pool:
+            self._captured = CapturedFunction(self._learner.learn, pool, MAX_GRAPHS)
+        state = (module_state(unet), module_state(self.world_model.text_encoder))
+        with torch.cuda.device(unet.device):
+            return self._captured(*arguments, state=state)
 
     def _place(self) -> None:
         """Show the model what the written memories hold; unwritten ones hold nothing."""
