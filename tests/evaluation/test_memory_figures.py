@@ -325,6 +325,7 @@ def test_the_base_models_cost_is_measured_in_place_of_the_models_own(
     assert main([*command, *what, "--only", "fast_learning_time_overhead"]) == 0
     rows = json.loads(out.read_text())["figures"]
     assert {row["model"] for row in rows} == {memory_cost.BASE_MODEL}
+    assert {row["execution"] for row in rows} == {"eager"}
     found = {(row["name"], row["variant"], row["num_inference_steps"]): row for row in rows}
     for steps in (2, 4):
         plain = found.pop(("sample_seconds", "none", steps))

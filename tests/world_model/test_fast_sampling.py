@@ -53,6 +53,14 @@ def test_imagines_what_the_eager_model_imagines(past, actions):
         assert_same(imagine(model, past, **call), output)
 
 
+def test_graphs_without_compiled_code_imagine_the_same(past, actions):
+    model = tiny_world_model(denoiser="transformer")
+    wanted = imagine(model, past, actions, output_type="np")
+    model.compile(disable=True)
+    assert model._fast.denoise == model.denoise
+    assert_same(imagine(model, past, actions, output_type="np"), wanted)
+
+
 def test_few_sizes_are_compiled(past, actions):
     """Batches are filled up to a power of two."""
     model = tiny_world_model(denoiser="transformer")
@@ -139,8 +147,9 @@ def test_new_weights_and_switched_adapters_need_a_new_graph_and_writes_do_not(pa
 
 
 @needs_gpu
+@pytest.mark.parametrize("options", [CPU, {"disable": True}], ids=["compiled", "graphs"])
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
-def test_graphs_imagine_what_the_eager_model_imagines(past, actions, denoiser):
+def test_graphs_imagine_what_the_eager_model_imagines(past, actions, denoiser, options):
     model = tiny_world_model(denoiser=denoiser).to("cuda")
     calls = [
         {"actions": actions, "output_type": "np"},
@@ -148,7 +157,7 @@ def test_graphs_imagine_what_the_eager_model_imagines(past, actions, denoiser):
         {"text": TEXT, "num_frames": 10, "guidance_scale": 2.0},
     ]
     wanted = [imagine(model, past, **call) for call in calls]
-    model.compile(**CPU)
+    model.compile(**options)
     # Each twice: captured, then replayed.
     for call, output in [*zip(calls, wanted, strict=True)] * 2:
         assert_same(imagine(model, past, **call), output, atol=1e-2)

@@ -24,7 +24,9 @@ def loss_and_gradients(unet):
     unet.zero_grad()
     value = loss(unet)
     value.backward()
-    return value.item(), {name: p.grad.clone() for name, p in unet.named_parameters()}
+    return value.item(), {
+        name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None
+    }
 
 
 def saved_bytes(unet):
@@ -67,6 +69,24 @@ def test_dropout_is_the_same_when_it_is_recomputed(unet):
     assert found == pytest.approx(wanted, rel=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(others[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+def test_random_state_is_kept_only_where_dropout_may_draw(denoiser, monkeypatch):
+    """A CUDA graph can't keep it."""
+    unet = tiny_world_model(denoiser=denoiser).unet
+    wanted, gradients = loss_and_gradients(unet)
+    enable_gradient_checkpointing(unet)
+    kept, keep = [], torch.get_rng_state
+    monkeypatch.setattr(torch, "get_rng_state", lambda: kept.append(1) or keep())
+    found, others = loss_and_gradients(unet)
+    assert not kept
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(others[name], gradient, rtol=1e-4, atol=1e-6), name
+    unet.train()
+    loss(unet)
+    assert kept
 
 
 def test_layers_are_recomputed_once_and_the_first_block_twice(unet):
