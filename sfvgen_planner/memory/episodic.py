@@ -371,15 +371,14 @@ class EpisodicMemory:
     ) -> tuple[FastWeights, Tensor]:
         """`FastLearner.learn`; the result is to be copied before the model is called again."""
         unet, pool = self.world_model.unet, self.world_model.graph_pool
-        arguments = (before, written, batches, False, token_ids)
         # Dropout draws random numbers.
         if pool is None or unet.training:
-            return self._learner.learn(*arguments)
+            return self._learner.learn(before, written, batches, token_ids=token_ids)
         if self._captured is None or self._captured.pool is not pool:
             self._captured = CapturedFunction(self._learner.learn, pool, MAX_GRAPHS)
         state = (module_state(unet), module_state(self.world_model.text_encoder))
         with torch.cuda.device(unet.device):
-            return self._captured(*arguments, state=state)
+            return self._captured(before, written, batches, False, token_ids, state=state)
 
     def _place(self) -> None:
         """Show the model what the written memories hold; unwritten ones hold nothing."""
