@@ -55,12 +55,13 @@ def use_whole_products(unet: Denoiser) -> None:
     a memory: over time that is a small product for each cell. Either way it adds the bias in a
     kernel of its own, which one product of a whole input has within it.
     """
+    module: Any
     for module in unet.modules():
         if isinstance(module, Transformer2DModel | TransformerTemporalModel):
-            proj_in: Any = module.proj_in
+            proj_in = module.proj_in
             # From the class, so that a second call does not nest.
             if type(proj_in) is nn.Linear:
-                proj_in.forward = partial(_of_contiguous, MethodType(nn.Linear.forward, proj_in))
+                proj_in.forward = partial(_of_contiguous, MethodType(nn.Linear.forward, proj_in))  # type: ignore[method-assign]
 
 
 def _of_contiguous(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
