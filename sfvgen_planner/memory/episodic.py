@@ -193,8 +193,7 @@ class EpisodicMemory:
                 `(memories, channels, frames, h, w)`; the last f_p frames count, and where there
                 are fewer, the world stood still before the first.
             chunks: Y_i, in the same form.
-            instructions: The one in force as each chunk ended, for a memory that is `conditioned`
-                or has an `instruction_key`; others learn without any.
+            instructions: One each, for a `conditioned` memory; others learn without any.
             actions: `(memories, frames of the chunk, A)` in the environment's units, likewise.
             memories: Which ones are written; all by default.
             measure: Compute the losses, for two further calls of the denoiser; else they are NaN.
@@ -213,10 +212,6 @@ class EpisodicMemory:
         past = self._whole_past(past)
         windows = torch.cat([past, future], dim=2)
         template = self._conditions(windows, past.shape[2], instructions, actions)
-        token_ids = None
-        if self.config.instruction_key:
-            token_ids = self.world_model.tokenize(_told(instructions, len(indices)))
-            token_ids = token_ids.to(windows.device)
         for index, window in zip(indices, windows, strict=True):
             if self.config.whole_history:
                 self._history[index].append(window.cpu())
@@ -230,17 +225,16 @@ class EpisodicMemory:
         try:
             _, height, width = self.world_model.latent_size
             with trainable_attention(self.world_model.unet, height * width):
-                learnt, losses = self._learner.learn(before, written, batches, token_ids=token_ids)
+                learnt, losses = self._learner.learn(before, written, batches)
                 columns = [losses.new_full(losses.shape, torch.nan)] * 3
                 if measure:
                     with torch.no_grad():
-                        key = self._learner.key(token_ids)
                         columns[0] = self._learner.losses(probe, len(indices))
                         columns[1] = losses
                         if self.config.whole_history:
-                            with self._adapters.placed(before, written, key):
+                            with self._adapters.placed(before, written):
                                 columns[1] = self._learner.losses(probe, len(indices))
-                        with self._adapters.placed(learnt, written, key):
+                        with self._adapters.placed(learnt, written):
                             columns[2] = self._learner.losses(probe, len(indices))
             table = torch.stack(columns, dim=1).tolist()
             for name, value in learnt.items():
@@ -409,7 +403,8 @@ class EpisodicMemory:
         shape = (count, windows.shape[2] - num_past, model.action_size)
         normalised = windows.new_zeros(shape)
         if self.config.conditioned:
-            texts = _told(instructions, count)
+            texts = list(instructions or texts)
+            require(len(texts) == count, f"{count} chunks need as many instructions")
             if actions is not None:
                 normalised, given = model.normalise_actions(actions).to(windows.dtype), 1.0
                 require(
@@ -460,13 +455,6 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
-
-
-def _told(instructions: Sequence[str] | None, count: int) -> list[str]:
-    """An instruction for each chunk; none where there are none."""
-    texts = [""] * count if instructions is None else list(instructions)
-    require(len(texts) == count, f"{count} chunks need as many instructions, got {len(texts)}")
-    return texts
 
 
 def _is_rounded(one: Tensor, other: Tensor) -> bool:

@@ -333,33 +333,6 @@ def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config
     assert all((v == 0.1).all() for k, v in state.items() if ".lora_B." in k)
 
 
-def test_a_key_makes_a_write_depend_on_what_was_told(new_model):
-    """As the loop writes: the codes hear the instruction, the denoiser none."""
-    config = replace(MEMORY_VARIANTS["ours"], instruction_code=True, rank=4)
-    chunks = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 4, 8, 4, 4)
-    texts = ["move the red cube", "move the blue cube"]
-    for keyed in (False, True):
-        model = new_model()
-        memory = EpisodicMemory(model, replace(config, instruction_key=keyed), num_memories=2)
-        for name, parameter in model.unet.named_parameters():
-            if "lora_instruction" in name:
-                torch.nn.init.normal_(parameter.data)
-        states = []
-        for told in (texts, texts[::-1]):
-            memory.reset()
-            memory.write_batch(*chunks, told)
-            states.append(memory.state(0))
-        weights = [name for name in states[0] if "lora_B" in name]
-        assert len(weights) == 4
-        for name in weights:
-            assert torch.allclose(states[0][name], states[1][name]) != keyed
-
-
-def test_a_key_without_an_instruction_code_is_refused():
-    with pytest.raises(SfvgenError, match="set instruction_code too"):
-        MemoryConfig(instruction_key=True)
-
-
 @of_both_kinds
 def test_gradient_checkpointing_leaves_a_write_as_it_is(new_model, config):
     states = []
@@ -474,9 +447,7 @@ def test_without_the_local_rule_old_chunks_are_learnt_again(model, new_model, mo
     seen = []
     learn = memory._learner.learn
     monkeypatch.setattr(
-        memory._learner,
-        "learn",
-        lambda f, c, batches, **_: seen.extend(batches) or learn(f, c, batches),
+        memory._learner, "learn", lambda f, c, batches: seen.extend(batches) or learn(f, c, batches)
     )
     memory.write(chunks[1][:, :4], chunks[1][:, 4:], measure=False)
     assert {batch.latents.unique().item() for batch in seen} == {1.0, 2.0}
