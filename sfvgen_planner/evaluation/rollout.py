@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode, EpisodeSource
-from sfvgen_planner.data.rollout import record_episode
+from sfvgen_planner.data.rollout import EpisodeRecorder, record_episode
+from sfvgen_planner.imagination import step_batch
+from sfvgen_planner.planning import PlanningPolicy, act_batch
 from sfvgen_planner.workers import Player, Result, Task, play_all
 
 
@@ -31,6 +33,37 @@ def play(
             num_successes += succeeded(episode)
             progress.set_postfix_str(f"{num_successes}/{count} succeeded", refresh=False)
             yield episode
+
+
+def play_side_by_side(policies: Sequence[PlanningPolicy], seeds: Sequence[int]) -> list[Episode]:
+    """Play one episode per seed, all at a time, in calls of the world model for all of them.
+
+    Each comes out as it does when it is played alone, as far as rounding allows. An environment
+    whose episode has ended rests until the last one has.
+
+    Args:
+        policies: at least as many as seeds, each with an environment of its own; see
+            :func:`~sfvgen_planner.planning.act_batch`.
+        seeds: of the episodes, the policies' plans included.
+
+    Returns:
+        The episodes in the seeds' order.
+    """
+    players = []
+    for policy, seed in zip(policies, seeds, strict=False):
+        players.append((policy, EpisodeRecorder(policy.imagination, seed, EpisodeSource())))
+        policy.reset(seed)
+    while playing := [(policy, recorder) for policy, recorder in players if not recorder.is_over]:
+        recorders = [recorder for _, recorder in playing]
+        acted = act_batch(
+            [policy for policy, _ in playing], [recorder.instruction for recorder in recorders]
+        )
+        actions = [own.checked(action) for own, action in zip(recorders, acted, strict=True)]
+        exact = [own.exact(action) for own, action in zip(recorders, actions, strict=True)]
+        results = step_batch([policy.imagination for policy, _ in playing], exact)
+        for recorder, action, result in zip(recorders, actions, results, strict=True):
+            recorder.add(action, result)
+    return [recorder.episode(policy) for policy, recorder in players]
 
 
 def play_spread(
