@@ -102,13 +102,13 @@ def test_planners_are_measured_with_and_without_their_memory(
 ):
     folder, memory_config = looped_checkpoint
     writes = []
-    write = EpisodicMemory.write
+    write = EpisodicMemory.write_batch
 
     def spy(self, *args, **kwargs):
         writes.append(self.config)
         return write(self, *args, **kwargs)
 
-    monkeypatch.setattr(EpisodicMemory, "write", spy)
+    monkeypatch.setattr(EpisodicMemory, "write_batch", spy)
     out = tmp_path / "planning.json"
     config = replace(config, model=str(folder), methods=("video_plan",), num_planned_episodes=1)
     measure(out, config, FIGURES)
