@@ -286,6 +286,38 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+def test_some_of_the_memories_are_seen_as_if_there_were_no_others(new_model, config, compiled):
+    model, slow = new_model(), new_model()
+    memory = EpisodicMemory(model, config, num_memories=3)
+    chunks = np.random.default_rng(1).integers(0, 256, (3, 12, 64, 64, 3), dtype=np.uint8)
+    memory.write_batch(chunks[:2, :4], chunks[:2, 4:], memories=[0, 1])
+    memory.write_batch(chunks[2:, :4], chunks[2:, 4:], memories=[1])
+
+    def imagine(model, rows):
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        past = chunks[list(rows), :4]
+        return model(past, num_frames=3, num_inference_steps=1, generator=generators).latents
+
+    whole, plain = imagine(model, range(3)), imagine(slow, range(3))
+    if compiled:
+        model.compile(backend="eager")
+    for rows in ([2, 0], [1], [1, 0, 2], [2]):
+        with memory.showing(rows):
+            found = imagine(model, rows)
+        assert torch.allclose(found, whole[rows], atol=1e-4)
+    # A memory that has written nothing is not seen.
+    assert torch.allclose(found, plain[[2]], atol=1e-4)
+    assert (whole[:2] - plain[:2]).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
+    assert torch.allclose(imagine(model, range(3)), whole, atol=1e-4)
+    with memory.showing([1]):
+        memory.reset([1])
+        assert torch.allclose(imagine(model, [1]), plain[[1]], atol=1e-4)
+    for bad in ([3], [0, 0], []):
+        with pytest.raises(SfvgenError, match="different numbers from 0 to 2"), memory.showing(bad):
+            pass
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 def test_pieces_of_a_batch_keep_to_their_memories(new_model, config, compiled):
     model = new_model()
     memory = EpisodicMemory(model, config, num_memories=2)
