@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -61,7 +62,7 @@ class EpisodicMemory:
 
     Several memories, one for each of several environments, are written in one batched call and
     seen in one: a batch of `num_memories * S` samples is imagined with S samples for each, in
-    the memories' order.
+    the memories' order; `showing` lets only some of them imagine.
 
     A write takes gradients through the whole denoiser. In a large one call
     `enable_gradient_checkpointing` on it first: writes then take little more memory than imagining.
@@ -95,6 +96,7 @@ class EpisodicMemory:
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._enabled = True
+        self._visible = list(range(num_memories))
         # Learnt in single precision: steps are small.
         self._fast: FastWeights = {
             name: value.detach().float().clone()
@@ -277,6 +279,29 @@ class EpisodicMemory:
         self._enabled = value
         self._place()
 
+    @contextmanager
+    def showing(self, memories: Sequence[int]) -> Iterator[None]:
+        """Let the model see only some of the memories for as long as the context lasts.
+
+        Inside it a batch of `len(memories) * S` samples is imagined, S for each memory in the order
+        given; so environments that imagine nothing now cost nothing.
+
+        Args:
+            memories: Which ones.
+
+        Raises:
+            SfvgenError: There are no such memories, or one is named twice.
+        """
+        before, self._visible = self._visible, self._checked(memories)
+        if self._visible != before:
+            self._place()
+        try:
+            yield
+        finally:
+            changed, self._visible = self._visible != before, before
+            if changed:
+                self._place()
+
     def detach(self) -> None:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
         self.world_model.num_memories = 1
@@ -352,18 +377,22 @@ class EpisodicMemory:
     # ---------------------------------------------------------------- parts of a write
 
     def _place(self) -> None:
-        """Show the model what the written memories hold; unwritten ones hold nothing."""
-        seen = self._enabled and any(self._num_writes)
-        self.world_model.num_memories = self.num_memories if seen else 1
+        """Show the model what the visible memories hold; unwritten ones hold nothing."""
+        counts = [self._num_writes[index] for index in self._visible]
+        seen = self._enabled and any(counts)
+        self.world_model.num_memories = len(counts) if seen else 1
         if not seen:
             self._adapters.place(None)
             return
-        self._written.copy_(torch.tensor(self._num_writes))
-        is_written = self._written > 0
+        written = self._written[: len(counts)]
+        written.copy_(torch.tensor(counts))
+        is_written, rows = written > 0, torch.tensor(self._visible, device=written.device)
+        # The first rows of what is shown, so that a captured graph finds as many there again.
+        shown = {name: value[: len(counts)] for name, value in self._shown.items()}
         for name, value in self._fast.items():
-            shown = is_written.reshape(-1, *([1] * (value.dim() - 1)))
-            torch.mul(value, shown, out=self._shown[name])
-        self._adapters.place(self._shown, self._written)
+            mask = is_written.reshape(-1, *([1] * (value.dim() - 1)))
+            torch.mul(value[rows], mask, out=shown[name])
+        self._adapters.place(shown, written)
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
         indices = list(memories)

@@ -285,6 +285,51 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
         assert (videos[2 * index : 2 * index + 2] - video).norm() < 1e-3
 
 
+def three_memories(model, config):
+    """The second has written more than the first and the third nothing."""
+    memory = EpisodicMemory(model, config, num_memories=3)
+    chunks = np.random.default_rng(1).integers(0, 256, (3, 12, 64, 64, 3), dtype=np.uint8)
+    memory.write_batch(chunks[:2, :4], chunks[:2, 4:], memories=[0, 1])
+    memory.write_batch(chunks[2:, :4], chunks[2:, 4:], memories=[1])
+    return memory
+
+
+def imagine_rows(model, rows):
+    """Each row's own past and noise."""
+    generators = [torch.Generator().manual_seed(row) for row in rows]
+    past = np.random.default_rng(2).integers(0, 256, (3, 4, 64, 64, 3), dtype=np.uint8)[list(rows)]
+    return model(past, num_frames=3, num_inference_steps=1, generator=generators).latents
+
+
+def test_some_of_the_memories_are_seen_as_if_there_were_no_others(new_model, config):
+    model = new_model()
+    memory = three_memories(model, config)
+    whole, plain = imagine_rows(model, range(3)), imagine_rows(new_model(), range(3))
+    assert (whole[:2] - plain[:2]).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
+    for rows in ([2, 0], [1], [1, 0, 2]):
+        with memory.showing(rows):
+            assert torch.allclose(imagine_rows(model, rows), whole[rows], atol=1e-4)
+    # A memory that has written nothing is not seen.
+    with memory.showing([2]):
+        assert torch.allclose(imagine_rows(model, [2]), plain[[2]], atol=1e-4)
+    with memory.showing([1]):
+        memory.reset([1])
+        assert torch.allclose(imagine_rows(model, [1]), plain[[1]], atol=1e-4)
+    assert torch.allclose(imagine_rows(model, range(3))[[0, 2]], whole[[0, 2]], atol=1e-4)
+    for bad in ([3], [0, 0], []):
+        with pytest.raises(SfvgenError, match="different numbers from 0 to 2"), memory.showing(bad):
+            pass
+
+
+def test_a_compiled_model_sees_some_of_the_memories(new_model, config):
+    model = new_model()
+    memory = three_memories(model, config)
+    whole = imagine_rows(model, range(3))
+    model.compile(backend="eager")
+    with memory.showing([1, 0]):
+        assert torch.allclose(imagine_rows(model, [1, 0]), whole[[1, 0]], atol=1e-4)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_pieces_of_a_batch_keep_to_their_memories(new_model, config, compiled):
     model = new_model()
