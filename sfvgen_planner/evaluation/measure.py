@@ -27,7 +27,7 @@ class EvaluationConfig:
         batch_size: videos imagined at once.
         num_workers: processes that play episodes, in the evaluations that can be spread.
         num_envs: episodes that each of them plays side by side, where they are planned in the world
-            model: its calls are then for all of them, which a GPU makes in nearly the time of one.
+            model: its calls are then for all of them, which on a GPU take little longer.
         folder: of the result file, where what belongs to it goes too.
         figures: names of those asked for; None for all.
     """

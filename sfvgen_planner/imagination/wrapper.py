@@ -247,10 +247,12 @@ def step_batch(
     results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
     size = model.config.num_future_frames
     complete = [imagination for imagination in imaginations if len(imagination._chunk) == size]
-    if memory is not None and complete:
-        _write_chunks(memory, complete)
-    for imagination in complete:
-        imagination._chunk = []
+    try:
+        if memory is not None and complete:
+            _write_chunks(memory, complete)
+    finally:
+        for imagination in complete:
+            imagination._chunk = []
     return results
 
 
