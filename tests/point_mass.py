@@ -8,6 +8,8 @@ the interface of ``VideoWorldModel``, so planners cannot tell the two apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,7 +108,7 @@ class PointMassWorldModel:
     def __call__(
         self,
         past: np.ndarray | torch.Tensor,
-        instruction: str | list[str] | None = None,
+        instruction: str | list[str | None] | None = None,
         actions: np.ndarray | torch.Tensor | None = None,
         num_frames: int | None = None,
         num_inference_steps: int = 4,
@@ -114,6 +116,7 @@ class PointMassWorldModel:
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "np",
         common_noise: bool = False,
+        samples_per_generator: int = 1,
     ) -> SimpleNamespace:
         self.batch_sizes.append(len(past))
         if actions is not None:
@@ -122,10 +125,15 @@ class PointMassWorldModel:
         velocity = np.zeros((len(past), num_frames, 2))
         if actions is not None:
             velocity = np.asarray(actions, np.float64)
-        elif instruction in DIRECTIONS:
-            velocity = velocity + np.asarray(DIRECTIONS[instruction])
-        count = 1 if common_noise else len(past)
-        noise = randn_tensor((count, num_frames, 2), generator=generator).numpy()
+        else:
+            texts = instruction if isinstance(instruction, list) else [instruction] * len(past)
+            ways = np.array([DIRECTIONS.get(text or "", (0, 0)) for text in texts])
+            velocity = velocity + ways[:, None]
+        generators = generator if isinstance(generator, list) else [generator]
+        share = len(past) // len(generators)
+        shape = (1 if common_noise else share, num_frames, 2)
+        noises = [randn_tensor(shape, generator=own).expand(share, -1, -1) for own in generators]
+        noise = torch.cat(noises).numpy()
         frames = self.decode(past) if isinstance(past, torch.Tensor) else past
         start = locate(frames)[:, -1:]
         path = start + np.cumsum(SPEED * velocity + self.noise * noise, axis=1)
@@ -170,13 +178,25 @@ class RecordingMemory:
         self.num_resets = 0
         self.writes: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def reset(self) -> None:
+    def reset(self, memories: Sequence[int]) -> None:
+        assert list(memories) == [0]
         self.num_resets += 1
         self.writes.clear()
 
-    def write(
-        self, previous_chunk: np.ndarray, chunk: np.ndarray, instruction: str, actions: np.ndarray
-    ) -> str:
-        assert len(actions) == len(chunk)
-        self.writes.append((previous_chunk, chunk))
-        return f"write {len(self.writes)}"
+    def showing(self, memories: Sequence[int]) -> AbstractContextManager[None]:
+        assert list(memories) == [0]
+        return nullcontext()
+
+    def write_batch(
+        self,
+        previous_chunks: np.ndarray,
+        chunks: np.ndarray,
+        instructions: Sequence[str],
+        actions: np.ndarray,
+        memories: Sequence[int],
+    ) -> list[str]:
+        assert list(memories) == [0]
+        assert len(previous_chunks) == len(chunks) == len(instructions) == len(actions) == 1
+        assert len(actions[0]) == len(chunks[0])
+        self.writes.append((previous_chunks[0], chunks[0]))
+        return [f"write {len(self.writes)}"]

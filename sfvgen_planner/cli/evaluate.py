@@ -65,6 +65,7 @@ _EVALUATIONS = {
 
 _SETTINGS = (
     "num_workers",
+    "num_envs",
     "variants",
     "recalls",
     "horizons",
@@ -131,6 +132,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
                 type=int,
                 metavar="N",
                 help="processes that play the episodes, each with a model of its own (default: 1)",
+            )
+            one.add_argument(
+                "--num-envs",
+                type=int,
+                metavar="N",
+                help="episodes that each process plays side by side, where they are planned in the "
+                "world model, with batched calls for all of them (default: 1; 64 suits a GPU)",
             )
         if name == "memory":
             _add_memory_options(one)

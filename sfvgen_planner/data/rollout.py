@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -41,45 +41,96 @@ def record_episode(
     Raises:
         SfvgenError: The policy gave a wrong action, or the environment shows no picture.
     """
-    space = action_box(env)
-    space.seed(seed)
-    observation, info = env.reset(seed=seed)
+    recorder = EpisodeRecorder(env, seed, source, image_size)
     policy.reset(seed)
-    # Environments may reuse their observation's memory: frames are copied.
-    frames = [camera_frame(env, observation, image_size).copy()]
-    sensed = [proprioception(observation)]
-    actions: list[NDArray[np.float32]] = []
-    rewards: list[float] = []
-    successes: list[bool | None] = []
-    instructions: list[str] = []
-    # What is asked of a policy that does not listen would only teach a model wrong words.
-    follows = getattr(policy, "follows_instructions", True)
-    terminated = truncated = False
-    while not (terminated or truncated):
-        instruction = str(info.get("instruction", ""))
-        action = checked_action(policy.act(observation, instruction), space, len(actions))
+    while not recorder.is_over:
+        action = recorder.checked(policy.act(recorder.observation, recorder.instruction))
+        recorder.add(action, env.step(recorder.exact(action)))
+    return recorder.episode(policy)
+
+
+class EpisodeRecorder:
+    """Begins an episode and keeps what comes of it; whoever plays it steps the environment.
+
+    Args:
+        env: See `record_episode`; reset here.
+        seed: Likewise.
+        source: Likewise.
+        image_size: Likewise.
+
+    Attributes:
+        observation: The environment's latest.
+        instruction: What it asks for now, "" for nothing.
+        is_over: Whether it has ended the episode.
+    """
+
+    def __init__(
+        self, env: Environment, seed: int, source: EpisodeSource, image_size: int | None = None
+    ) -> None:
+        self._env, self._seed, self._source, self._image_size = env, seed, source, image_size
+        self._space = action_box(env)
+        self._space.seed(seed)
+        self._frames: list[NDArray[np.uint8]] = []
+        self._sensed: list[NDArray[np.float32] | None] = []
+        self._actions: list[NDArray[np.float32]] = []
+        self._rewards: list[float] = []
+        self._successes: list[bool | None] = []
+        self._instructions: list[str] = []
+        self._terminated = self._truncated = False
+        self._observe(*env.reset(seed=seed))
+
+    @property
+    def is_over(self) -> bool:
+        return self._terminated or self._truncated
+
+    def checked(self, action: object) -> NDArray[np.float32]:
+        """A policy's action as `(A,)` float32; see `checked_action`."""
+        return checked_action(action, self._space, len(self._actions))
+
+    def exact(self, action: NDArray[np.float32]) -> NDArray[Any]:
+        """A checked action as the environment takes it."""
         # Rounding to float32 may lead a hair out of a float64 space.
-        exact = np.clip(action.astype(space.dtype), space.low, space.high)
-        observation, reward, terminated, truncated, info = env.step(exact)
-        actions.append(action)
-        rewards.append(float(reward))
-        successes.append(_success(info))
-        instructions.append(instruction if follows else "")
-        frames.append(camera_frame(env, observation, image_size).copy())
-        sensed.append(proprioception(observation))
-    return Episode(
-        frames=np.stack(frames),
-        actions=np.stack(actions),
-        instructions=instructions,
-        rewards=np.array(rewards, np.float32),
-        terminated=bool(terminated),
-        truncated=bool(truncated),
-        seed=seed,
-        proprio=None if sensed[0] is None else np.stack([s for s in sensed if s is not None]),
-        successes=None if None in successes else np.array(successes, np.bool_),
-        info=json_values(info),
-        source=source,
-    )
+        return np.clip(action.astype(self._space.dtype), self._space.low, self._space.high)
+
+    def add(
+        self,
+        action: NDArray[np.float32],
+        result: tuple[Any, SupportsFloat, bool, bool, dict[str, Any]],
+    ) -> None:
+        """Keep a checked action and what the environment's `step` returned for it."""
+        observation, reward, terminated, truncated, info = result
+        self._actions.append(action)
+        self._rewards.append(float(reward))
+        self._successes.append(_success(info))
+        self._instructions.append(self.instruction)
+        self._terminated, self._truncated = bool(terminated), bool(truncated)
+        self._observe(observation, info)
+
+    def episode(self, policy: Policy) -> Episode:
+        """The episode that is over, played by `policy`."""
+        # What is asked of a policy that does not listen would only teach a model wrong words.
+        follows = getattr(policy, "follows_instructions", True)
+        sensed, successes = self._sensed, self._successes
+        return Episode(
+            frames=np.stack(self._frames),
+            actions=np.stack(self._actions),
+            instructions=self._instructions if follows else [""] * len(self._instructions),
+            rewards=np.array(self._rewards, np.float32),
+            terminated=self._terminated,
+            truncated=self._truncated,
+            seed=self._seed,
+            proprio=None if sensed[0] is None else np.stack([s for s in sensed if s is not None]),
+            successes=None if None in successes else np.array(successes, np.bool_),
+            info=json_values(self._info),
+            source=self._source,
+        )
+
+    def _observe(self, observation: Any, info: dict[str, Any]) -> None:
+        self.observation, self._info = observation, info
+        self.instruction = str(info.get("instruction", ""))
+        # Environments may reuse their observation's memory: frames are copied.
+        self._frames.append(camera_frame(self._env, observation, self._image_size).copy())
+        self._sensed.append(proprioception(observation))
 
 
 def _success(info: Mapping[str, Any]) -> bool | None:

@@ -26,6 +26,8 @@ class EvaluationConfig:
         device: of the model; by default the GPU where there is one.
         batch_size: videos imagined at once.
         num_workers: processes that play episodes, in the evaluations that can be spread.
+        num_envs: episodes that each of them plays side by side, where they are planned in the world
+            model: its calls are then for all of them, which on a GPU take little longer.
         folder: of the result file, where what belongs to it goes too.
         figures: names of those asked for; None for all.
     """
@@ -34,6 +36,7 @@ class EvaluationConfig:
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     batch_size: int = 16
     num_workers: int = 1
+    num_envs: int = 1
     folder: Path = Path("results")
     figures: tuple[str, ...] | None = None
 

@@ -27,9 +27,9 @@ from sfvgen_planner.evaluation.return_trials import ReturnTrial
 from sfvgen_planner.evaluation.rollout import play_spread
 from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
-from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.imagination import ImaginationWrapper, step_batch
 from sfvgen_planner.memory import EpisodicMemory
-from sfvgen_planner.planning import PlanningPolicy, VideoPlanConfig, VideoPlanner
+from sfvgen_planner.planning import PlanningPolicy, VideoPlanConfig, VideoPlanner, act_batch
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ def _returns(
         list(zip(trials, remembered(variant, trials), strict=True)),
         config.num_workers,
         f"{description(name, fields)}: executed",
+        config.num_envs,
     )
     return {
         "closed_loop_distance_m": (np.array([r["distance_m"] for r in results]), "m"),
@@ -166,54 +167,64 @@ class _Robot:
         self._config = config
         self._opened: _Opened | None = None
 
-    def play(self, task: tuple[ReturnTrial, ReturnTrial]) -> dict[str, Any]:
-        """The environment's own result of a trial's request.
+    def play(self, tasks: Sequence[tuple[ReturnTrial, ReturnTrial]]) -> list[dict[str, Any]]:
+        """The environment's own result of each trial's request; they are executed side by side.
 
         Args:
-            task: The trial, and the one whose past the memory has learnt.
+            tasks: The trials, and with each the one whose past its memory has learnt.
         """
-        trial, past = task
+        trials, pasts = zip(*tasks, strict=True)
         if self._opened is None:
-            self._opened = self._open(trial.env_kwargs)
-        env, model, planner, memory, _ = self._opened
-        # The memory knows the past already; it joins at the request and goes on learning.
-        imagination = ImaginationWrapper(env, model)
-        observation, info = imagination.reset(seed=trial.seed)
-        for action in trial.actions:
-            observation, _, terminated, _, info = imagination.step(action)
+            self._opened = self._open(trials[0].env_kwargs)
+        envs, model, planner, memory, _ = self._opened
+        policies: list[PlanningPolicy] = []
+        infos: list[dict[str, Any]] = []
+        for index, trial in enumerate(trials):
+            # The memory knows the past already; it joins at the request and goes on learning.
+            imagination = ImaginationWrapper(envs[index], model, memory_index=index)
+            _, info = imagination.reset(seed=trial.seed)
+            for action in trial.actions:
+                *_, info = imagination.step(action)
+            infos.append(info)
+            policies.append(PlanningPolicy(imagination, planner))
+            policies[-1].reset(trial.seed)
         if memory is not None:
             memory.reset()
-            for _ in write_chunks(memory, [past]):
+            for _ in write_chunks(memory, pasts):
                 pass
-            imagination.memory = memory
-        policy = PlanningPolicy(imagination, planner)
-        policy.reset(trial.seed)
-        terminated = False
-        while not terminated:
-            action = policy.act(observation, info["instruction"])
-            observation, _, terminated, _, info = imagination.step(action)
-        result: dict[str, Any] = info["instruction_results"][-1]
-        return result
+            for policy in policies:
+                policy.imagination.memory = memory
+        rows = list(range(len(trials)))
+        while rows:
+            acting = [policies[row] for row in rows]
+            actions = act_batch(acting, [infos[row]["instruction"] for row in rows])
+            results = step_batch([policy.imagination for policy in acting], actions)
+            for row, (*_, info) in zip(rows, results, strict=True):
+                infos[row] = info
+            rows = [row for row, result in zip(rows, results, strict=True) if not result[2]]
+        return [info["instruction_results"][-1] for info in infos]
 
     def _open(self, env_kwargs: dict[str, Any]) -> _Opened:
         config, stack = self._config, ExitStack()
         model = load_world_model(self._checkpoint).to(config.device)
         planner = VideoPlanner.from_pretrained(self._checkpoint, VideoPlanConfig(**config.sampling))
         planner.inverse_dynamics.to(config.device)
-        env = make_env(ENV_ID, env_kwargs)
-        stack.callback(env.close)
-        memory = stack.enter_context(attached(self._variant, model, self._checkpoint))
-        return _Opened(env, model, planner, memory, stack)
+        num_envs = min(config.num_envs, config.num_closed_loop_episodes)
+        envs = [make_env(ENV_ID, env_kwargs) for _ in range(num_envs)]
+        for env in envs:
+            stack.callback(env.close)
+        memory = stack.enter_context(attached(self._variant, model, self._checkpoint, num_envs))
+        return _Opened(envs, model, planner, memory, stack)
 
     def close(self) -> None:
-        """Close the environment."""
+        """Close the environments."""
         if self._opened is not None:
             self._opened.stack.close()
         self._opened = None
 
 
 class _Opened(NamedTuple):
-    env: Environment
+    envs: Sequence[Environment]
     model: VideoWorldModel
     planner: VideoPlanner
     memory: EpisodicMemory | None

@@ -2,17 +2,17 @@
 
 On one CPU core, 200 episodes of each of the 4 levels take about 4 hours with ``video_plan`` and 50
 with ``mpc_cem`` or ``mpc_mppi``, 7 more with the paper's memory, 8 with ``mpc_simulator`` and a
-quarter with ``expert`` or ``random``; those with the world model want a GPU, many workers, or few
-episodes.
+quarter with ``expert`` or ``random``; those with the world model want a GPU and many episodes side
+by side, many workers, or few episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sfvgen_policies import Policy, make_policy
@@ -23,7 +23,7 @@ from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, VARIANTS, attached
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.evaluation.rollout import play_spread, succeeded
+from sfvgen_planner.evaluation.rollout import play_side_by_side, play_spread, succeeded
 from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
 from sfvgen_planner.evaluation.tabletop import (
     ENV_ID,
@@ -89,11 +89,22 @@ class PlanningConfig(EvaluationConfig):
 
 @dataclass(frozen=True)
 class Method:
-    """A policy for an environment, what its figures tell of it, and whether a memory can help."""
+    """How an environment is acted in.
 
-    make: Callable[[ImaginationWrapper, PlanningConfig], Policy]
+    Attributes:
+        make: policies for as many environments.
+        settings: what the figures tell of it.
+        imagines: it plans in the world model: a memory can help, and episodes side by side share
+            its calls. Others are played one by one.
+    """
+
+    make: Callable[[Sequence[ImaginationWrapper], PlanningConfig], Sequence[Policy]]
     settings: Callable[[PlanningConfig], dict[str, Any]] = lambda config: {}
-    remembers: bool = False
+    imagines: bool = False
+
+    def num_envs(self, config: PlanningConfig) -> int:
+        """Episodes that are played side by side."""
+        return config.num_envs if self.imagines else 1
 
 
 def measure_planning(config: PlanningConfig) -> Iterator[Figure]:
@@ -101,7 +112,9 @@ def measure_planning(config: PlanningConfig) -> Iterator[Figure]:
 
     ``distance_m`` is the recall's alone, which is small too where the cube was never moved;
     ``waypoint_distance_m`` is the mean over all instructions. Where a method can use a memory, the
-    differences that it makes on the same episodes follow.
+    differences that it makes on the same episodes follow. ``plans_per_second`` is how many plans an
+    episode had over the seconds that they took; plans that were made together, for episodes side
+    by side, share the seconds of their call equally, so it is the rate of all of them.
     """
     seeds = config.seeds(config.num_planned_episodes)
     for level, name in product(config.levels, config.methods or METHODS):
@@ -109,14 +122,15 @@ def measure_planning(config: PlanningConfig) -> Iterator[Figure]:
         fields = {"env": ENV_ID, "method": name, "level": level, "recall": RECALL}
         fields |= method.settings(config)
         arms: dict[bool, dict[str, np.ndarray]] = {}
-        for memory in (False, True) if method.remembers else (False,):
+        for memory in (False, True) if method.imagines else (False,):
             arms[memory] = _values(name, level, memory, config)
             for figure, values in arms[memory].items():
-                yield Figure.measured(
-                    figure, values, UNITS[figure], seeds, config.device, memory=memory, **fields
-                )
+                told = {"memory": memory, **fields}
+                if figure == "plans_per_second" and method.num_envs(config) > 1:
+                    told["num_envs"] = method.num_envs(config)
+                yield Figure.measured(figure, values, UNITS[figure], seeds, config.device, **told)
         for figure in ("success_rate", "distance_m", "waypoint_distance_m"):
-            if method.remembers:
+            if method.imagines:
                 yield Figure.measured(
                     f"{figure}_difference",
                     arms[True][figure] - arms[False][figure],
@@ -136,6 +150,7 @@ def _values(name: str, level: int, memory: bool, config: PlanningConfig) -> dict
         config.seeds(config.num_planned_episodes),
         config.num_workers,
         f"{name}, level {level}{', memory' if memory else ''}",
+        METHODS[name].num_envs(config),
     )
     return dict(zip(UNITS, np.array(rows).T, strict=False))
 
@@ -148,37 +163,55 @@ class _MethodPlayer:
         self._level = level
         self._memory = memory
         self._config = config
-        self._opened: tuple[ImaginationWrapper, Policy, ExitStack] | None = None
+        self._opened: _Opened | None = None
 
-    def play(self, seed: int) -> tuple[float, ...]:
-        """The values of `UNITS`; without the last where there are no plans."""
+    def play(self, seeds: Sequence[int]) -> list[tuple[float, ...]]:
+        """The values of `UNITS` of each episode; without the last where there are no plans."""
         if self._opened is None:
             self._opened = self._open()
-        env, policy, _ = self._opened
-        episode = record_episode(env, policy, seed, EpisodeSource())
-        return (
-            float(succeeded(episode)),
-            recall_distance_m(episode),
-            waypoint_distance_m(episode),
-            *plans_per_second(policy),
-        )
+        envs, policies, _ = self._opened
+        if METHODS[self._name].imagines:
+            planning = [policy for policy in policies if isinstance(policy, PlanningPolicy)]
+            episodes = play_side_by_side(planning, seeds)
+        else:
+            (seed,) = seeds
+            episodes = [record_episode(envs[0], policies[0], seed, EpisodeSource())]
+        return [
+            (
+                float(succeeded(episode)),
+                recall_distance_m(episode),
+                waypoint_distance_m(episode),
+                *plans_per_second(policy),
+            )
+            for episode, policy in zip(episodes, policies, strict=False)
+        ]
 
-    def _open(self) -> tuple[ImaginationWrapper, Policy, ExitStack]:
+    def _open(self) -> _Opened:
         config, stack = self._config, ExitStack()
         # Loaded anew, because a memory leaves the model with attention that is made for gradients.
         model = load_world_model(config.model).to(config.device)
         variant = VARIANTS[OURS if self._memory else REFERENCE]
-        env = make_env(ENV_ID, {"level": self._level, "recall": RECALL})
-        stack.callback(env.close)
-        memory = stack.enter_context(attached(variant, model, config.model))
-        imagination = ImaginationWrapper(env, model, memory)
-        return imagination, METHODS[self._name].make(imagination, config), stack
+        method = METHODS[self._name]
+        num_envs = min(method.num_envs(config), config.num_planned_episodes)
+        memory = stack.enter_context(attached(variant, model, config.model, num_envs))
+        envs = []
+        for index in range(num_envs):
+            env = make_env(ENV_ID, {"level": self._level, "recall": RECALL})
+            stack.callback(env.close)
+            envs.append(ImaginationWrapper(env, model, memory, memory_index=index))
+        return _Opened(envs, method.make(envs, config), stack)
 
     def close(self) -> None:
         """Close the environment."""
         if self._opened is not None:
-            self._opened[-1].close()
+            self._opened.stack.close()
         self._opened = None
+
+
+class _Opened(NamedTuple):
+    envs: Sequence[ImaginationWrapper]
+    policies: Sequence[Policy]
+    stack: ExitStack
 
 
 def _video_planner(config: PlanningConfig) -> VideoPlanner:
@@ -187,29 +220,34 @@ def _video_planner(config: PlanningConfig) -> VideoPlanner:
     return planner
 
 
-def _video_plan(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
-    return PlanningPolicy(env, _video_planner(config))
+def _video_plan(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
+    planner = _video_planner(config)
+    return [PlanningPolicy(env, planner) for env in envs]
 
 
-def _mpc(env: ImaginationWrapper, config: PlanningConfig, solver: Solver) -> Policy:
+def _mpc(
+    envs: Sequence[ImaginationWrapper], config: PlanningConfig, solver: Solver
+) -> list[Policy]:
     planner = SubgoalPlanner(_video_planner(config), MPCPlanner(solver, config=SEARCH))
-    return PlanningPolicy(env, planner, PolicyConfig(config.num_executed_steps))
+    return [PlanningPolicy(env, planner, PolicyConfig(config.num_executed_steps)) for env in envs]
 
 
-def _mpc_cem(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+def _mpc_cem(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
     sizes = (config.num_candidates, config.num_iterations)
-    return _mpc(env, config, sized_cem(*sizes, config.initial_std))
+    return _mpc(envs, config, sized_cem(*sizes, config.initial_std))
 
 
-def _mpc_mppi(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+def _mpc_mppi(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
     sizes = (config.num_candidates, config.num_iterations)
-    return _mpc(env, config, MPPI(MPPIConfig(*sizes, config.temperature, config.initial_std)))
+    return _mpc(envs, config, MPPI(MPPIConfig(*sizes, config.temperature, config.initial_std)))
 
 
-def _mpc_simulator(env: ImaginationWrapper, config: PlanningConfig) -> Policy:
+def _mpc_simulator(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
     solver = sized_cem(config.num_simulator_candidates, config.num_iterations)
     planner = SimulatorPlanner(way_to_go_m, solver, SIMULATOR_SEARCH)
-    return PlanningPolicy(env, planner, PolicyConfig(SIMULATOR_SEARCH.action_block))
+    return [
+        PlanningPolicy(env, planner, PolicyConfig(SIMULATOR_SEARCH.action_block)) for env in envs
+    ]
 
 
 def _video_settings(config: PlanningConfig) -> dict[str, Any]:
@@ -227,12 +265,12 @@ def _simulator_settings(config: PlanningConfig) -> dict[str, Any]:
 
 
 METHODS = {
-    "video_plan": Method(_video_plan, _video_settings, remembers=True),
-    "mpc_cem": Method(_mpc_cem, _mpc_settings, remembers=True),
-    "mpc_mppi": Method(_mpc_mppi, _mpc_settings, remembers=True),
+    "video_plan": Method(_video_plan, _video_settings, imagines=True),
+    "mpc_cem": Method(_mpc_cem, _mpc_settings, imagines=True),
+    "mpc_mppi": Method(_mpc_mppi, _mpc_settings, imagines=True),
     "mpc_simulator": Method(_mpc_simulator, _simulator_settings),
-    "expert": Method(lambda env, _: make_policy("expert", env)),
-    "random": Method(lambda env, _: make_policy("random", env)),
+    "expert": Method(lambda envs, _: [make_policy("expert", env) for env in envs]),
+    "random": Method(lambda envs, _: [make_policy("random", env) for env in envs]),
 }
 """Name to method; ``mpc_simulator`` bounds what MPC can do."""
 

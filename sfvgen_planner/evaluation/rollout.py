@@ -9,7 +9,10 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode, EpisodeSource
-from sfvgen_planner.data.rollout import record_episode
+from sfvgen_planner.data.rollout import EpisodeRecorder, record_episode
+from sfvgen_planner.errors import require
+from sfvgen_planner.imagination import step_batch
+from sfvgen_planner.planning import PlanningPolicy, act_batch
 from sfvgen_planner.workers import Player, Result, Task, play_all
 
 
@@ -33,13 +36,64 @@ def play(
             yield episode
 
 
+def play_side_by_side(policies: Sequence[PlanningPolicy], seeds: Sequence[int]) -> list[Episode]:
+    """Play one episode per seed, all at a time, in calls of the world model for all of them.
+
+    Each comes out as it does when it is played alone, as far as rounding allows. An environment
+    whose episode has ended rests until the last one has.
+
+    Args:
+        policies: at least as many as seeds, each with an environment of its own; see
+            :func:`~sfvgen_planner.planning.act_batch`.
+        seeds: of the episodes, the policies' plans included.
+
+    Returns:
+        The episodes in the seeds' order.
+    """
+    players = []
+    for policy, seed in zip(policies, seeds, strict=False):
+        players.append((policy, EpisodeRecorder(policy.imagination, seed, EpisodeSource())))
+        policy.reset(seed)
+    while playing := [(policy, recorder) for policy, recorder in players if not recorder.is_over]:
+        recorders = [recorder for _, recorder in playing]
+        acted = act_batch(
+            [policy for policy, _ in playing], [recorder.instruction for recorder in recorders]
+        )
+        actions = [own.checked(action) for own, action in zip(recorders, acted, strict=True)]
+        exact = [own.exact(action) for own, action in zip(recorders, actions, strict=True)]
+        results = step_batch([policy.imagination for policy, _ in playing], exact)
+        for recorder, action, result in zip(recorders, actions, results, strict=True):
+            recorder.add(action, result)
+    return [recorder.episode(policy) for policy, recorder in players]
+
+
 def play_spread(
-    player: Player[Task, Result], tasks: Sequence[Task], num_workers: int, description: str
+    player: Player[Sequence[Task], Sequence[Result]],
+    tasks: Sequence[Task],
+    num_workers: int,
+    description: str,
+    num_envs: int = 1,
 ) -> list[Result]:
-    """What comes of all tasks, played in several processes, with a progress bar."""
-    results = play_all(player, tasks, num_workers)
-    total = len(tasks)
-    return list(tqdm(results, description, total, unit="episode", dynamic_ncols=True))
+    """What comes of all tasks, played in several processes, with a progress bar.
+
+    Args:
+        player: plays up to ``num_envs`` tasks at a time and tells what comes of each.
+        tasks: an episode each.
+        num_workers: processes.
+        description: of the progress bar.
+        num_envs: tasks that are handed over together.
+
+    Raises:
+        SfvgenError: a number is below 1, or an episode failed.
+    """
+    require(num_envs >= 1, f"num_envs must be at least 1, but it is {num_envs}")
+    groups = [tasks[start : start + num_envs] for start in range(0, len(tasks), num_envs)]
+    results: list[Result] = []
+    with tqdm(total=len(tasks), desc=description, unit="episode", dynamic_ncols=True) as progress:
+        for group in play_all(player, groups, num_workers):
+            results += group
+            progress.update(len(group))
+    return results
 
 
 def succeeded(episode: Episode) -> bool:

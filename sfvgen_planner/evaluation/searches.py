@@ -36,7 +36,11 @@ def sized_cem(
 
 
 def plans_per_second(policy: Policy) -> tuple[float, ...]:
-    """One number of the episode that has just ended; none where there are no plans."""
+    """One number of the episode that has just ended; none where there are no plans.
+
+    A plan that was made together with those of other environments counts with its share of the
+    seconds.
+    """
     if not isinstance(policy, PlanningPolicy):
         return ()
     return (len(policy.plans) / sum(record.seconds for record in policy.plans),)

@@ -2,10 +2,10 @@
 
 from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
 from sfvgen_planner.imagination.env import WorldModelEnv
-from sfvgen_planner.imagination.result import Imagination
+from sfvgen_planner.imagination.result import Imagination, decode_videos
 from sfvgen_planner.imagination.starts import EnvStarts, Start, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
-from sfvgen_planner.imagination.wrapper import ImaginationWrapper
+from sfvgen_planner.imagination.wrapper import ImaginationWrapper, imagine_batch, step_batch
 
 __all__ = [
     "EnvStarts",
@@ -17,4 +17,7 @@ __all__ = [
     "StoreStarts",
     "WorldModelEnv",
     "WorldModelVectorEnv",
+    "decode_videos",
+    "imagine_batch",
+    "step_batch",
 ]

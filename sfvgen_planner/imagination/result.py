@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -56,3 +57,19 @@ class Imagination:
     def last_latents(self) -> torch.Tensor:
         """The latent of the last frame of every future ``(N, C, h, w)``."""
         return self.latents[:, :, -1]
+
+
+def decode_videos(world_model: VideoWorldModel, videos: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Decode videos of any length in one call.
+
+    Args:
+        world_model: the model that made them.
+        videos: latents ``(C, T, h, w)``, of any T each.
+
+    Returns:
+        Frames ``(T, H, W, 3)`` uint8 of each.
+    """
+    # A frame is decoded by itself.
+    latents = torch.cat([video.transpose(0, 1)[:, :, None] for video in videos])
+    ends = np.cumsum([video.shape[1] for video in videos])
+    return np.split(world_model.decode(latents)[:, 0], ends[:-1])

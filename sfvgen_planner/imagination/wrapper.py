@@ -1,8 +1,14 @@
-"""A Gymnasium wrapper that behaves as its environment and can also imagine its futures."""
+"""A Gymnasium wrapper that behaves as its environment and can also imagine its futures.
+
+Several of them can share a world model and a memory: what they imagine and what their memories
+learn then is one batch. The wrapper itself is the batch of one.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium as gym
@@ -12,7 +18,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.frame_skip import FrameSkip
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.result import Imagination
 
 if TYPE_CHECKING:
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
         NearestMemory,
     )
     from sfvgen_planner.world_model import VideoWorldModel
+
+StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
+"""What ``gymnasium.Env.step`` returns."""
 
 
 class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -44,6 +53,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         bank: records every episode with its memory, chunk by chunk; where an episode begins with
             the scene of an earlier one, it starts from that one's memory instead of an empty one,
             and ``recalled`` tells which. Needs a memory.
+        memory_index: which of the memory's ``num_memories`` is this env's own. Envs that share a
+            world model and a memory are stepped together by :func:`step_batch` and imagine
+            together by :func:`imagine_batch`.
 
     Raises:
         SfvgenError: where the env's actions, camera or time step do not fit the world model, or
@@ -64,6 +76,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         world_model: VideoWorldModel,
         memory: EpisodicMemory | None = None,
         bank: MemoryBank | None = None,
+        memory_index: int = 0,
     ) -> None:
         # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
@@ -72,6 +85,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             world_model=world_model,
             memory=memory,
             bank=bank,
+            memory_index=memory_index,
         )
         gym.Wrapper.__init__(self, env)
         if bank is not None and memory is None:
@@ -84,6 +98,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.world_model = world_model
         self.memory = memory
         self.bank = bank
+        self.memory_index = memory_index
         self.memory_writes: list[MemoryWrite] = []
         self.recalled: NearestMemory | None = None
         self.num_steps = 0
@@ -110,24 +125,16 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self._chunk = []
         self.num_steps = 0
         if self.memory is not None:
-            self.memory.reset()
+            self.memory.reset([self.memory_index])
         self._observe(observation)
         self._instruction = str(info.get("instruction", ""))
         if self.bank is not None:
             self._begin_recording(self.bank)
         return observation, info
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> StepResult:
         """Step the env, observe one frame, and write the memory when it completes a chunk."""
-        result = self.env.step(action)
-        self.num_steps += 1
-        self._observe(result[0])
-        self._chunk.append((np.array(action, np.float32), self._instruction))
-        self._instruction = str(result[4].get("instruction", ""))
-        chunk_size = self.world_model.config.num_future_frames
-        if self.num_steps % chunk_size == 0:
-            self._end_chunk(chunk_size)
-        return result
+        return step_batch([self], [action])[0]
 
     def close(self) -> None:
         """Close the env and end the bank's recording."""
@@ -178,24 +185,16 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         Raises:
             SfvgenError: before :meth:`reset`, or where the arguments do not fit the model.
         """
-        common_noise = actions is not None and np.ndim(actions) == 3
-        candidates, num_samples = self._candidates(actions, num_samples)
-        past = self._encoded_past()
-        seed = int(self._seeds.integers(2**63)) if seed is None else seed
-        output = self.world_model(
-            past.expand(num_samples, *past.shape[1:]),
-            instruction=instruction,
-            actions=candidates,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-            common_noise=common_noise,
-        )
-        return Imagination(
-            output.latents, past[0, :, -1], self.world_model, instruction, candidates
-        )
+        return imagine_batch(
+            [self],
+            None if actions is None else [actions],
+            [instruction],
+            num_samples,
+            num_frames,
+            num_inference_steps,
+            guidance_scale,
+            [seed],
+        )[0]
 
     def _begin_recording(self, bank: MemoryBank) -> None:
         assert self.memory is not None
@@ -205,56 +204,205 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         nearest = bank.nearest(frame)
         self.recalled = nearest if nearest is not None and nearest.is_same_scene else None
         if self.recalled is not None:
-            self.memory.load(self.recalled.state())
+            self.memory.load(self.recalled.state(), self.memory_index)
         self._recording = bank.begin(frame)
 
-    def _end_chunk(self, chunk_size: int) -> None:
-        """Write the chunk that is complete into the memory, and both into the bank."""
-        actions, instructions = zip(*self._chunk, strict=True)
-        self._chunk = []
-        if self.memory is None:
-            return
-        frames = np.stack(self._frames)
-        past, chunk = frames[:-chunk_size], frames[-chunk_size:]
-        write = self.memory.write(past, chunk, instructions[-1], np.stack(actions))
-        self.memory_writes.append(write)
-        if self._recording is not None:
-            state = self.memory.state()
-            self._recording.append(chunk, np.stack(actions), instructions, state)
+    def _advance(self, action: Any) -> StepResult:
+        """Step the env and observe one frame; a chunk that is complete now waits to be written."""
+        result = self.env.step(action)
+        self.num_steps += 1
+        self._observe(result[0])
+        self._chunk.append((np.array(action, np.float32), self._instruction))
+        self._instruction = str(result[4].get("instruction", ""))
+        return result
 
     def _observe(self, observation: Any) -> None:
         # An environment may draw the next frame into the same memory.
         self._frames.append(camera_frame(self.env, observation, self._image_size).copy())
         self._past_latents = None
 
-    def _encoded_past(self) -> torch.Tensor:
-        """Latents of the past frames, encoded once per moment however many calls imagine it."""
-        if self._past_latents is None:
-            self._past_latents = self.world_model.encode(self.past_frames[None])
-        return self._past_latents
+    def _generator(self, seed: int | None) -> torch.Generator:
+        """Noise of a seed, or else of a new one at every call."""
+        seed = int(self._seeds.integers(2**63)) if seed is None else seed
+        return torch.Generator().manual_seed(seed)
 
-    def _candidates(
-        self, actions: np.ndarray | torch.Tensor | None, num_samples: int
-    ) -> tuple[torch.Tensor | None, int]:
-        """Actions as ``(N, T, A)``, and N; what they hold is for the model to check."""
-        if num_samples < 1:
-            raise SfvgenError(f"num_samples must be at least 1, got {num_samples}")
-        if actions is None:
-            return None, num_samples
-        candidates = torch.as_tensor(actions, dtype=torch.float32)
-        if candidates.ndim == 2:
-            return candidates.expand(num_samples, *candidates.shape), num_samples
-        if candidates.ndim != 3 or len(candidates) == 0:
-            raise SfvgenError(
-                "actions must have the shape (T, A), or (N, T, A) for N candidates, "
-                f"got {tuple(candidates.shape)}"
+
+def step_batch(
+    imaginations: Sequence[ImaginationWrapper], actions: Sequence[Any]
+) -> list[StepResult]:
+    """Step several envs; memories that a chunk is complete for are written in one batch.
+
+    Args:
+        imaginations: those that are stepped, of one world model and one memory; others, such as
+            those whose episode has ended, rest and cost nothing.
+        actions: one for each.
+
+    Returns:
+        What ``step`` of each returns.
+
+    Raises:
+        SfvgenError: where they do not share their world model and memory.
+    """
+    model, memory = _shared(imaginations)
+    results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
+    size = model.config.num_future_frames
+    complete = [imagination for imagination in imaginations if len(imagination._chunk) == size]
+    try:
+        if memory is not None and complete:
+            _write_chunks(memory, complete)
+    finally:
+        for imagination in complete:
+            imagination._chunk = []
+    return results
+
+
+def imagine_batch(
+    imaginations: Sequence[ImaginationWrapper],
+    actions: Sequence[np.ndarray | torch.Tensor] | np.ndarray | torch.Tensor | None = None,
+    instructions: Sequence[str | None] | None = None,
+    num_samples: int = 1,
+    num_frames: int | None = None,
+    num_inference_steps: int = 4,
+    guidance_scale: float = 1.0,
+    seeds: Sequence[int | None] | None = None,
+) -> list[Imagination]:
+    """Imagine futures of several envs, each from its own present moment and under its own memory.
+
+    Each gets what its own ``imagine`` gives with the same seed, as far as rounding allows. It is
+    one call of the model, or two where some envs have seen fewer than ``num_past_frames`` frames.
+
+    Args:
+        imaginations: E of them, of one world model and one memory.
+        actions: for each env one sequence ``(T, A)`` or N candidates ``(N, T, A)`` in env units,
+            as many and as long for all.
+        instructions: a language command, or None, for each.
+        num_samples: futures of each env; see :meth:`ImaginationWrapper.imagine`.
+        num_frames: likewise.
+        num_inference_steps: likewise.
+        guidance_scale: likewise.
+        seeds: of the noise, one for each env; None differs at every call.
+
+    Raises:
+        SfvgenError: where the envs do not share their world model and memory, before a ``reset``,
+            or where the arguments do not fit the model or each other.
+    """
+    model, memory = _shared(imaginations)
+    count = len(imaginations)
+    given = [None] * count if actions is None else list(actions)
+    texts = [None] * count if instructions is None else list(instructions)
+    own_seeds = [None] * count if seeds is None else list(seeds)
+    require(
+        len(given) == len(texts) == len(own_seeds) == count,
+        f"{count} envs need as many actions, instructions and seeds, got {len(given)}, "
+        f"{len(texts)} and {len(own_seeds)}",
+    )
+    candidates = [_candidates(own, num_samples) for own in given]
+    shapes = {None if own is None else tuple(own.shape) for own in candidates}
+    require(len(shapes) == 1, f"all envs need as many actions, as long; got the shapes {shapes}")
+    share = num_samples if candidates[0] is None else len(candidates[0])
+    pasts = _encoded_pasts(imaginations)
+    # The model takes contexts of full length or of one frame.
+    num_past = model.config.num_past_frames
+    lengths = [num_past if past.shape[2] >= num_past else 1 for past in pasts]
+    imagined: dict[int, Imagination] = {}
+    for length in sorted(set(lengths)):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        past = torch.cat([pasts[row][:, :, -length:] for row in rows])
+        chosen = [own for own in (candidates[row] for row in rows) if own is not None]
+        memories = [imaginations[row].memory_index for row in rows]
+        with nullcontext() if memory is None else memory.showing(memories):
+            output = model(
+                past.repeat_interleave(share, dim=0),
+                instruction=[texts[row] for row in rows for _ in range(share)],
+                actions=torch.cat(chosen) if chosen else None,
+                num_frames=num_frames,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=[imaginations[row]._generator(own_seeds[row]) for row in rows],
+                output_type="latent",
+                common_noise=share > num_samples,  # candidates
+                samples_per_generator=share,
             )
-        if num_samples != 1:
-            raise SfvgenError(
-                f"num_samples={num_samples} needs one action sequence (T, A), got candidates "
-                f"{tuple(candidates.shape)}, which share one sample of the noise"
-            )
-        return candidates, len(candidates)
+        for row, latents in zip(rows, output.latents.split(share), strict=True):
+            present = pasts[row][0, :, -1]
+            imagined[row] = Imagination(latents, present, model, texts[row], candidates[row])
+    return [imagined[row] for row in range(count)]
+
+
+def _shared(
+    imaginations: Sequence[ImaginationWrapper],
+) -> tuple[VideoWorldModel, EpisodicMemory | None]:
+    """The world model and the memory of all envs."""
+    require(len(imaginations) > 0, "there must be at least one env")
+    model, memory = imaginations[0].world_model, imaginations[0].memory
+    require(
+        all(own.world_model is model and own.memory is memory for own in imaginations),
+        "envs that are stepped or imagine together must share one world model and one memory",
+    )
+    return model, memory
+
+
+def _write_chunks(memory: EpisodicMemory, imaginations: Sequence[ImaginationWrapper]) -> None:
+    """Write the chunks that are complete into the memory, and both into the banks."""
+    size = len(imaginations[0]._chunk)
+    frames = [np.stack(imagination._frames) for imagination in imaginations]
+    longest = max(map(len, frames))
+    # The world stood still before an episode's first frame.
+    pasts = [
+        np.concatenate([own[:1].repeat(longest - len(own), axis=0), own[:-size]]) for own in frames
+    ]
+    chunks = [own[-size:] for own in frames]
+    acted = [np.stack([action for action, _ in own._chunk]) for own in imaginations]
+    told = [[text for _, text in own._chunk] for own in imaginations]
+    writes = memory.write_batch(
+        np.stack(pasts),
+        np.stack(chunks),
+        [texts[-1] for texts in told],
+        np.stack(acted),
+        [imagination.memory_index for imagination in imaginations],
+    )
+    for row, imagination in enumerate(imaginations):
+        imagination.memory_writes.append(writes[row])
+        if imagination._recording is not None:
+            state = memory.state(imagination.memory_index)
+            imagination._recording.append(chunks[row], acted[row], told[row], state)
+
+
+def _encoded_pasts(imaginations: Sequence[ImaginationWrapper]) -> list[torch.Tensor]:
+    """Latents ``(1, C, f, h, w)`` of each env's past frames.
+
+    Encoded once per moment however many calls imagine it, and all that are new in one call.
+    """
+    new = [imagination for imagination in imaginations if imagination._past_latents is None]
+    if new:
+        pasts = [imagination.past_frames for imagination in new]
+        latents = new[0].world_model.encode(np.concatenate(pasts)[None])
+        lengths = [len(past) for past in pasts]
+        for imagination, own in zip(new, latents.split(lengths, dim=2), strict=True):
+            imagination._past_latents = own
+    return [own._past_latents for own in imaginations if own._past_latents is not None]
+
+
+def _candidates(actions: np.ndarray | torch.Tensor | None, num_samples: int) -> torch.Tensor | None:
+    """Actions as ``(N, T, A)``; what they hold is for the model to check."""
+    if num_samples < 1:
+        raise SfvgenError(f"num_samples must be at least 1, got {num_samples}")
+    if actions is None:
+        return None
+    candidates = torch.as_tensor(actions, dtype=torch.float32)
+    if candidates.ndim == 2:
+        return candidates.expand(num_samples, *candidates.shape)
+    if candidates.ndim != 3 or len(candidates) == 0:
+        raise SfvgenError(
+            "actions must have the shape (T, A), or (N, T, A) for N candidates, "
+            f"got {tuple(candidates.shape)}"
+        )
+    if num_samples != 1:
+        raise SfvgenError(
+            f"num_samples={num_samples} needs one action sequence (T, A), got candidates "
+            f"{tuple(candidates.shape)}, which share one sample of the noise"
+        )
+    return candidates
 
 
 def check_action_space(space: gym.Space[Any], low: list[float], high: list[float]) -> None:

@@ -47,12 +47,9 @@ class LayerCodes:
         of_layer: for each layer its scale `1 + W`, `(groups, 1, 1, 1, r)`, and its bias
             `P * (1 + W) + C`, `(groups, 1, cells, 1, r)`, for equal shares of the batch; None at
             other times.
-        told: `(groups, text size)`, the instructions' states, each a mean over its tokens; None for
-            those that the denoiser hears.
     """
 
     of_layer: list[tuple[Tensor, Tensor]] | None = None
-    told: Tensor | None = None
 
     def __init__(self, layers: list["MemoryLinear"]) -> None:
         by_cells: dict[int, list[MemoryLinear]] = {}
@@ -81,9 +78,7 @@ class LayerCodes:
         """Before the denoiser works: hear the instructions."""
         placed = next((layer for layer in self._layers if layer.fast_b is not None), None)
         if placed is not None:
-            states = self.told
-            if states is None:
-                states = kwargs["encoder_hidden_states"].mean(dim=1)
+            states = kwargs["encoder_hidden_states"].mean(dim=1)
             assert placed.fast_b is not None
             _check_rows(len(states), len(placed.fast_b))
             scales, shifts = self._codes(states, placed)
@@ -427,23 +422,16 @@ class Adapters:
                 fast[f"{name}.{factor}.weight"] = weight.expand(num_memories, *weight.shape)
         return fast
 
-    def place(
-        self,
-        fast: Mapping[str, Tensor] | None,
-        chunks: Tensor | None = None,
-        told: Tensor | None = None,
-    ) -> None:
+    def place(self, fast: Mapping[str, Tensor] | None, chunks: Tensor | None = None) -> None:
         """Let the model see these memories, or none.
 
         Args:
             fast: What `start` gives, or learnt from it.
             chunks: `(memories,)`, the number of chunks that each has written.
-            told: `(memories, text size)`, see `LayerCodes`.
         """
         if self._codes is not None:
             # A graph must not outlive its step.
             self._codes.of_layer = None
-            self._codes.told = told
         for name, layer in self._layers.items():
             if fast is None:
                 layer.place(None, None, None)
@@ -453,11 +441,9 @@ class Adapters:
                 )
 
     @contextmanager
-    def placed(
-        self, fast: Mapping[str, Tensor], chunks: Tensor, told: Tensor | None = None
-    ) -> Iterator[None]:
-        """Let the model see these memories for a while, and none afterwards; see `place`."""
-        self.place(fast, chunks, told)
+    def placed(self, fast: Mapping[str, Tensor], chunks: Tensor) -> Iterator[None]:
+        """Let the model see these memories for a while, and none afterwards."""
+        self.place(fast, chunks)
         try:
             yield
         finally:

@@ -41,9 +41,6 @@ class MemoryConfig:
             chunks beyond them share the last one. 0 for no time code.
         instruction_code: Scale and shift the bottleneck by the instruction too, so that the command
             chooses which of the places that a memory holds is read.
-        instruction_key: The instruction code of a write is that of the command in force as its
-            chunk ended, so that a command finds what happened under one like it. The denoiser
-            itself still learns without any.
         rule: "adam" learns both factors of the adapters with Adam, started anew in each write;
             "normalised" learns only B, by `B -= learning_rate * g / rms(g)` per tensor.
         learning_rate: The rule's step size (paper: Adam, 1e-4).
@@ -66,7 +63,6 @@ class MemoryConfig:
     position_code: bool = False
     num_time_codes: int = 0
     instruction_code: bool = False
-    instruction_key: bool = False
     rule: Rule = "adam"
     learning_rate: float = 1e-4
     num_steps: int = 4
@@ -93,10 +89,6 @@ class MemoryConfig:
             f"num_time_codes of a memory must not be negative, got {self.num_time_codes}",
         )
         require(
-            self.instruction_code or not self.instruction_key,
-            "instruction_key is about the instruction code of writes: set instruction_code too",
-        )
-        require(
             self.max_past_frames is None or self.max_past_frames > 0,
             f"max_past_frames of a memory must be positive, got {self.max_past_frames}",
         )
@@ -115,14 +107,11 @@ class MemoryConfig:
         """Whether adapters that were trained with other settings can go on with these.
 
         The size of a write, its steps and its noise, may differ: it shapes no parameter. An
-        instruction code may be new, because it is zero at the start, and so may its use as a key.
+        instruction code may be new, because it is zero at the start.
         """
         write = {name: getattr(self, name) for name in _SIZE_OF_A_WRITE}
-        heard = {
-            name: getattr(trained, name) or getattr(self, name)
-            for name in ("instruction_code", "instruction_key")
-        }
-        return replace(trained, **write, **heard) == self
+        heard = trained.instruction_code or self.instruction_code
+        return replace(trained, **write, instruction_code=heard) == self
 
 
 MEMORY_VARIANTS: dict[str, MemoryConfig | None] = {

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -62,7 +63,7 @@ class EpisodicMemory:
 
     Several memories, one for each of several environments, are written in one batched call and
     seen in one: a batch of `num_memories * S` samples is imagined with S samples for each, in
-    the memories' order.
+    the memories' order; `showing` lets only some of them imagine.
 
     A write takes gradients through the whole denoiser. In a large one call
     `enable_gradient_checkpointing` on it first: writes then take little more memory than imagining.
@@ -99,6 +100,7 @@ class EpisodicMemory:
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._captured: CapturedFunction[tuple[FastWeights, Tensor]] | None = None
         self._enabled = True
+        self._visible = list(range(num_memories))
         # Learnt in single precision: steps are small.
         self._fast: FastWeights = {
             name: value.detach().float().clone()
@@ -197,8 +199,7 @@ class EpisodicMemory:
                 `(memories, channels, frames, h, w)`; the last f_p frames count, and where there
                 are fewer, the world stood still before the first.
             chunks: Y_i, in the same form.
-            instructions: The one in force as each chunk ended, for a memory that is `conditioned`
-                or has an `instruction_key`; others learn without any.
+            instructions: One each, for a `conditioned` memory; others learn without any.
             actions: `(memories, frames of the chunk, A)` in the environment's units, likewise.
             memories: Which ones are written; all by default.
             measure: Compute the losses, for two further calls of the denoiser; else they are NaN.
@@ -217,10 +218,6 @@ class EpisodicMemory:
         past = self._whole_past(past)
         windows = torch.cat([past, future], dim=2)
         template = self._conditions(windows, past.shape[2], instructions, actions)
-        token_ids = None
-        if self.config.instruction_key:
-            token_ids = self.world_model.tokenize(_told(instructions, len(indices)))
-            token_ids = token_ids.to(windows.device)
         for index, window in zip(indices, windows, strict=True):
             if self.config.whole_history:
                 self._history[index].append(window.cpu())
@@ -234,17 +231,16 @@ class EpisodicMemory:
         try:
             _, height, width = self.world_model.latent_size
             with trainable_attention(self.world_model.unet, height * width):
-                learnt, losses = self._learn(before, written, batches, token_ids)
+                learnt, losses = self._learn(before, written, batches)
                 columns = [losses.new_full(losses.shape, torch.nan)] * 3
                 if measure:
                     with torch.no_grad():
-                        key = self._learner.key(token_ids)
                         columns[0] = self._learner.losses(probe, len(indices))
                         columns[1] = losses
                         if self.config.whole_history:
-                            with self._adapters.placed(before, written, key):
+                            with self._adapters.placed(before, written):
                                 columns[1] = self._learner.losses(probe, len(indices))
-                        with self._adapters.placed(learnt, written, key):
+                        with self._adapters.placed(learnt, written):
                             columns[2] = self._learner.losses(probe, len(indices))
             table = torch.stack(columns, dim=1).tolist()
             for name, value in learnt.items():
@@ -286,6 +282,29 @@ class EpisodicMemory:
     def enabled(self, value: bool) -> None:
         self._enabled = value
         self._place()
+
+    @contextmanager
+    def showing(self, memories: Sequence[int]) -> Iterator[None]:
+        """Let the model see only some of the memories for as long as the context lasts.
+
+        Inside it a batch of `len(memories) * S` samples is imagined, S for each memory in the order
+        given; so environments that imagine nothing now cost nothing.
+
+        Args:
+            memories: Which ones.
+
+        Raises:
+            SfvgenError: There are no such memories, or one is named twice.
+        """
+        before, self._visible = self._visible, self._checked(memories)
+        if self._visible != before:
+            self._place()
+        try:
+            yield
+        finally:
+            changed, self._visible = self._visible != before, before
+            if changed:
+                self._place()
 
     def detach(self) -> None:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
@@ -367,32 +386,35 @@ class EpisodicMemory:
         before: FastWeights,
         written: Tensor,
         batches: list[SlowBatch],
-        token_ids: Tensor | None,
     ) -> tuple[FastWeights, Tensor]:
         """`FastLearner.learn`; the result is to be copied before the model is called again."""
         unet, pool = self.world_model.unet, self.world_model.graph_pool
         # Dropout draws random numbers.
         if pool is None or unet.training:
-            return self._learner.learn(before, written, batches, token_ids=token_ids)
+            return self._learner.learn(before, written, batches)
         if self._captured is None or self._captured.pool is not pool:
             self._captured = CapturedFunction(self._learner.learn, pool, MAX_GRAPHS)
         state = (module_state(unet), module_state(self.world_model.text_encoder))
         with torch.cuda.device(unet.device):
-            return self._captured(before, written, batches, False, token_ids, state=state)
+            return self._captured(before, written, batches, state=state)
 
     def _place(self) -> None:
-        """Show the model what the written memories hold; unwritten ones hold nothing."""
-        seen = self._enabled and any(self._num_writes)
-        self.world_model.num_memories = self.num_memories if seen else 1
+        """Show the model what the visible memories hold; unwritten ones hold nothing."""
+        counts = [self._num_writes[index] for index in self._visible]
+        seen = self._enabled and any(counts)
+        self.world_model.num_memories = len(counts) if seen else 1
         if not seen:
             self._adapters.place(None)
             return
-        self._written.copy_(torch.tensor(self._num_writes))
-        is_written = self._written > 0
+        written = self._written[: len(counts)]
+        written.copy_(torch.tensor(counts))
+        is_written, rows = written > 0, torch.tensor(self._visible, device=written.device)
+        # The first rows of what is shown, so that a captured graph finds as many there again.
+        shown = {name: value[: len(counts)] for name, value in self._shown.items()}
         for name, value in self._fast.items():
-            shown = is_written.reshape(-1, *([1] * (value.dim() - 1)))
-            torch.mul(value, shown, out=self._shown[name])
-        self._adapters.place(self._shown, self._written)
+            mask = is_written.reshape(-1, *([1] * (value.dim() - 1)))
+            torch.mul(value[rows], mask, out=shown[name])
+        self._adapters.place(shown, written)
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
         indices = list(memories)
@@ -432,7 +454,8 @@ class EpisodicMemory:
         shape = (count, windows.shape[2] - num_past, model.action_size)
         normalised = windows.new_zeros(shape)
         if self.config.conditioned:
-            texts = _told(instructions, count)
+            texts = list(instructions or texts)
+            require(len(texts) == count, f"{count} chunks need as many instructions")
             if actions is not None:
                 normalised, given = model.normalise_actions(actions).to(windows.dtype), 1.0
                 require(
@@ -483,13 +506,6 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
-
-
-def _told(instructions: Sequence[str] | None, count: int) -> list[str]:
-    """An instruction for each chunk; none where there are none."""
-    texts = [""] * count if instructions is None else list(instructions)
-    require(len(texts) == count, f"{count} chunks need as many instructions, got {len(texts)}")
-    return texts
 
 
 def _is_rounded(one: Tensor, other: Tensor) -> bool:

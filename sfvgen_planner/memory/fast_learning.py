@@ -36,20 +36,12 @@ class FastLearner:
         errors, counted = self._objective.errors(batch)
         return (errors / counted).unflatten(0, (num_memories, -1)).mean(dim=1)
 
-    def key(self, token_ids: Tensor | None) -> Tensor | None:
-        """What the bottleneck's codes hear, `(memories, text size)`, of `(memories, tokens)`."""
-        if token_ids is None:
-            return None
-        states: Tensor = self._objective.text_encoder(token_ids).last_hidden_state
-        return states.mean(dim=1)
-
     def learn(
         self,
         fast: FastWeights,
         chunks: Tensor,
         batches: Sequence[SlowBatch],
         second_order: bool = False,
-        token_ids: Tensor | None = None,
     ) -> tuple[FastWeights, Tensor]:
         """One write: a step of the rule on each batch.
 
@@ -59,28 +51,21 @@ class FastLearner:
             batches: One per step, of as many samples for each memory, in order.
             second_order: Let gradients flow through the steps, for the slow weights to learn how
                 to be learnt with. Without, they flow only from `fast` before to `fast` after.
-            token_ids: `(memories, tokens)`, the instructions that key the write
-                (`MemoryConfig.instruction_key`); None for those of the batches.
 
         Returns:
             The memories after it, and their losses `(memories,)` before it.
         """
         if second_order:
-            return _Recomputed.learn(self, fast, chunks, batches, token_ids)
-        return self._steps(fast, chunks, batches, token_ids, create_graph=False)
+            return _Recomputed.learn(self, fast, chunks, batches)
+        return self._steps(fast, chunks, batches, create_graph=False)
 
     def _steps(
-        self,
-        fast: FastWeights,
-        chunks: Tensor,
-        batches: Sequence[SlowBatch],
-        token_ids: Tensor | None,
-        create_graph: bool,
+        self, fast: FastWeights, chunks: Tensor, batches: Sequence[SlowBatch], create_graph: bool
     ) -> tuple[FastWeights, Tensor]:
         rule = _Adam() if self._config.rule == "adam" else _normalised
         all_losses = []
         for batch in batches:
-            gradients, losses = self._gradients(fast, chunks, batch, token_ids, create_graph)
+            gradients, losses = self._gradients(fast, chunks, batch, create_graph)
             steps = rule(gradients)
             fast = {
                 name: value - self._config.learning_rate * steps[name]
@@ -90,12 +75,7 @@ class FastLearner:
         return fast, all_losses[0]
 
     def _gradients(
-        self,
-        fast: FastWeights,
-        chunks: Tensor,
-        batch: SlowBatch,
-        token_ids: Tensor | None,
-        create_graph: bool,
+        self, fast: FastWeights, chunks: Tensor, batch: SlowBatch, create_graph: bool
     ) -> tuple[FastWeights, Tensor]:
         """The gradient of each memory's own loss; one backward pass serves all of them."""
         if create_graph:
@@ -104,11 +84,7 @@ class FastLearner:
         else:
             fast = {name: value.detach().requires_grad_() for name, value in fast.items()}
             context = _frozen(self._objective)
-        with (
-            torch.enable_grad(),
-            context,
-            self._adapters.placed(fast, chunks, self.key(token_ids)),
-        ):
+        with torch.enable_grad(), context, self._adapters.placed(fast, chunks):
             losses = self.losses(batch, len(chunks))
             # Still in place: gradient checkpointing computes the layers anew.
             gradients = torch.autograd.grad(
@@ -131,13 +107,12 @@ class _Recomputed(torch.autograd.Function):
         fast: FastWeights,
         chunks: Tensor,
         batches: Sequence[SlowBatch],
-        token_ids: Tensor | None,
     ) -> tuple[FastWeights, Tensor]:
         """`FastLearner.learn`, with gradients to `fast` and to the slow weights."""
         # Given as arguments, so that their gradients come through autograd's usual ways.
         slow = [p for p in learner._objective.parameters() if p.requires_grad]
         losses, *learnt = cls.apply(
-            learner, list(fast), chunks, batches, token_ids, slow, *fast.values(), *slow
+            learner, list(fast), chunks, batches, slow, *fast.values(), *slow
         )
         return dict(zip(fast, learnt, strict=True)), losses
 
@@ -148,31 +123,30 @@ class _Recomputed(torch.autograd.Function):
         names: list[str],
         chunks: Tensor,
         batches: Sequence[SlowBatch],
-        token_ids: Tensor | None,
         slow: list[nn.Parameter],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.given = (learner, names, chunks, batches, token_ids, slow)
+        ctx.given = (learner, names, chunks, batches, slow)
         ctx.save_for_backward(*tensors[: len(names)])
         kind = chunks.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         fast = dict(zip(names, tensors[: len(names)], strict=True))
-        learnt, losses = learner._steps(fast, chunks, batches, token_ids, create_graph=False)
+        learnt, losses = learner._steps(fast, chunks, batches, create_graph=False)
         ctx.mark_non_differentiable(losses)
         return losses, *learnt.values()
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        learner, names, chunks, batches, token_ids, slow = ctx.given
+        learner, names, chunks, batches, slow = ctx.given
         kind, dtype, enabled = ctx.autocast
         with torch.enable_grad(), torch.autocast(kind, dtype, enabled):
             leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
             fast = dict(zip(names, leaves, strict=True))
-            learnt, _ = learner._steps(fast, chunks, batches, token_ids, create_graph=True)
+            learnt, _ = learner._steps(fast, chunks, batches, create_graph=True)
         gradients = torch.autograd.grad(
             list(learnt.values()), [*leaves, *slow], slopes[1:], allow_unused=True
         )
-        return (None, None, None, None, None, None, *gradients)
+        return (None, None, None, None, None, *gradients)
 
 
 def _normalised(gradients: FastWeights) -> FastWeights:

@@ -41,7 +41,6 @@ class Writes(NamedTuple):
         noise: `(chunks, steps, memories * draws, channels, frames, h, w)`.
         timesteps: `(chunks, steps, memories * draws)`.
         token_ids: `(tokens,)`, those of no instruction.
-        keys: `(chunks, memories, tokens)`, those of the instructions that key the writes, or None.
     """
 
     windows: Tensor
@@ -49,7 +48,6 @@ class Writes(NamedTuple):
     noise: Tensor
     timesteps: Tensor
     token_ids: Tensor
-    keys: Tensor | None
 
 
 class Stored(NamedTuple):
@@ -144,9 +142,8 @@ class SlowFastObjective(nn.Module):
                 )
                 for step in range(steps)
             ]
-            key = None if writes.keys is None else writes.keys[index]
             fast, _ = self._learner.learn(
-                fast, _chunk_index(writes, index), batches, self._second_order, key
+                fast, _chunk_index(writes, index), batches, self._second_order
             )
         return fast
 
@@ -191,7 +188,7 @@ class LoopBatches:
         self._num_past: int = model.config.num_past_frames
         self._num_future: int = model.config.num_future_frames
         self._windows = SlowWindows(table, model, recipe.conditions)
-        self._tokens = model.tokenize(table.instructions).to(table.frames.device)
+        self._no_tokens = model.tokenize([""])[0].to(table.frames.device)
         self._begins = episode_begins(table)
         self._recalls = self._recall_groups(recipe)
         starts = table.window_starts(self._num_past + self._num_future)
@@ -313,8 +310,6 @@ class LoopBatches:
         # The world stood still before an episode's first frame.
         rows = torch.maximum(firsts[:, :, None] + offsets, begins[:, None])
         windows = self._table.frames[rows].float().transpose(2, 3)
-        # In force on the last action of each chunk.
-        told = self._table.instruction_ids[firsts + self._num_future - 1]
         shape = (num_chunks, config.num_steps, len(begins) * config.num_noise_draws)
         uniform = torch.rand(shape, generator=generator, device=device)
         noise = torch.randn((*shape, *windows.shape[2:]), generator=generator, device=device)
@@ -323,8 +318,7 @@ class LoopBatches:
             num_past=num_past,
             noise=noise,
             timesteps=draw_timesteps(self._scheduler, uniform, config.min_noise),
-            token_ids=self._tokens[0],
-            keys=self._tokens[told] if config.instruction_key else None,
+            token_ids=self._no_tokens,
         )
 
     def _recall_groups(self, recipe: LoopRecipe) -> dict[int, tuple[Tensor, Tensor]]:

@@ -4,8 +4,8 @@ from sfvgen_planner.planning.action_search import SearchConfig
 from sfvgen_planner.planning.chat_endpoint import ChatEndpoint
 from sfvgen_planner.planning.mpc import MPCConfig, MPCPlanner
 from sfvgen_planner.planning.objectives import GoalImage, Objective, TaskReward
-from sfvgen_planner.planning.plan import Goal, Plan, Planner
-from sfvgen_planner.planning.policy import PlanningPolicy, PolicyConfig
+from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan, Planner
+from sfvgen_planner.planning.policy import PlanningPolicy, PolicyConfig, act_batch
 from sfvgen_planner.planning.simulator_planner import SimulatorPlanner
 from sfvgen_planner.planning.solvers import (
     CEM,
@@ -35,6 +35,7 @@ __all__ = [
     "CEM",
     "ICEM",
     "MPPI",
+    "BatchPlanner",
     "CEMConfig",
     "ChatEndpoint",
     "Goal",
@@ -67,4 +68,5 @@ __all__ = [
     "TaskReward",
     "VideoPlanConfig",
     "VideoPlanner",
+    "act_batch",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
+from weakref import WeakKeyDictionary
 
 import gymnasium as gym
 import numpy as np
 import torch
 
 from sfvgen_planner.errors import require
+from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.solvers import CEM, Solution, Solver
-from sfvgen_planner.planning.solvers.common import CostFunction
+from sfvgen_planner.planning.solvers.common import BatchCostFunction, BatchSolver
 
 
 @dataclass(frozen=True)
@@ -45,57 +49,98 @@ class ActionSearch:
     def __init__(self, solver: Solver | None, config: SearchConfig) -> None:
         self.solver = solver or CEM()
         self.config = config
-        self._previous: tuple[int, np.ndarray] | None = None
+        self._previous: WeakKeyDictionary[ImaginationWrapper, tuple[int, np.ndarray]]
+        self._previous = WeakKeyDictionary()
 
-    def reset(self) -> None:
-        """Forget the last solution."""
-        self._previous = None
+    def reset(self, imagination: ImaginationWrapper | None = None) -> None:
+        """Forget the last solution of one imagination, or of all."""
+        if imagination is None:
+            self._previous.clear()
+        else:
+            self._previous.pop(imagination, None)
 
     def solve(
         self,
-        cost_fn: CostFunction,
-        action_space: gym.spaces.Box,
-        now: int,
-        seed: int | None,
-        start: np.ndarray | None = None,
-    ) -> Solution:
+        cost_fn: BatchCostFunction,
+        imaginations: Sequence[ImaginationWrapper],
+        seeds: Sequence[int | None],
+        starts: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Solution]:
         """Search from given actions, or else from the last solution, shifted by the steps since.
 
         Args:
-            cost_fn: costs ``(N,)`` of candidates ``(N, horizon, A)``.
-            action_space: of the actions.
-            now: number of the present step in its episode.
-            seed: of the solver.
-            start: actions ``(T, A)``; what is beyond the horizon does not count.
+            cost_fn: costs ``(E, N)`` of candidates ``(E, N, horizon, A)``, N for each imagination.
+            imaginations: E of them, whose actions are searched.
+            seeds: of the solver, one for each.
+            starts: actions ``(T, A)`` for each; what is beyond the horizon does not count.
 
         Returns:
             The solver's, with one action ``(horizon, A)`` per step.
+
+        Raises:
+            SfvgenError: there are several imaginations and the solver takes one problem at a time.
         """
         block = self.config.action_block
-        start = self._rest_of_last(now) if start is None else start
-        solution = self.solver.solve(
-            lambda blocks: cost_fn(blocks.repeat_interleave(block, dim=1)),
-            action_space,
-            self.config.horizon // block,
-            seed=seed,
-            initial_mean=None if start is None else self._blocks(start, action_space),
+        space = cast(gym.spaces.Box, imaginations[0].action_space)
+        given = [None] * len(imaginations) if starts is None else starts
+        means = [
+            self._rest_of_last(imagination) if start is None else start
+            for imagination, start in zip(imaginations, given, strict=True)
+        ]
+        initial_means = None
+        if any(mean is not None for mean in means):
+            initial_means = torch.stack([self._blocks(mean, space) for mean in means])
+        found = self._solve_blocks(
+            lambda blocks: cost_fn(blocks.repeat_interleave(block, dim=2)),
+            space,
+            seeds,
+            initial_means,
         )
-        actions = solution.actions.repeat_interleave(block, dim=0)
-        self._previous = now, actions.numpy()
-        return replace(solution, actions=actions)
+        solutions = []
+        for imagination, solution in zip(imaginations, found, strict=True):
+            actions = solution.actions.repeat_interleave(block, dim=0)
+            self._previous[imagination] = imagination.num_steps, actions.numpy()
+            solutions.append(replace(solution, actions=actions))
+        return solutions
 
-    def _rest_of_last(self, now: int) -> np.ndarray | None:
+    def _solve_blocks(
+        self,
+        cost_fn: BatchCostFunction,
+        space: gym.spaces.Box,
+        seeds: Sequence[int | None],
+        initial_means: torch.Tensor | None,
+    ) -> list[Solution]:
+        num_blocks = self.config.horizon // self.config.action_block
+        if len(seeds) > 1:
+            require(
+                isinstance(self.solver, BatchSolver),
+                f"{type(self.solver).__name__} solves for one environment at a time; to plan for "
+                "several together give a solver with solve_batch",
+            )
+            solver = cast(BatchSolver, self.solver)
+            return solver.solve_batch(cost_fn, space, num_blocks, seeds, initial_means)
+        solution = self.solver.solve(
+            lambda blocks: cost_fn(blocks[None])[0],
+            space,
+            num_blocks,
+            seed=seeds[0],
+            initial_mean=None if initial_means is None else initial_means[0],
+        )
+        return [solution]
+
+    def _rest_of_last(self, imagination: ImaginationWrapper) -> np.ndarray | None:
         """What is left of the last solution."""
-        if self._previous is None:
+        if imagination not in self._previous:
             return None
-        planned_at, actions = self._previous
-        taken = now - planned_at
+        planned_at, actions = self._previous[imagination]
+        taken = imagination.num_steps - planned_at
         return actions[taken:] if 0 <= taken < len(actions) else None
 
-    def _blocks(self, actions: np.ndarray, space: gym.spaces.Box) -> torch.Tensor:
-        """Actions ``(T, A)``, then rest, as the means of their blocks."""
+    def _blocks(self, actions: np.ndarray | None, space: gym.spaces.Box) -> torch.Tensor:
+        """Actions ``(T, A)``, if any, then rest, as the means of their blocks."""
         horizon, block = self.config.horizon, self.config.action_block
         middle = (space.low + space.high) / 2
+        actions = np.empty((0, len(middle)), np.float32) if actions is None else actions
         rest = np.broadcast_to(middle, (max(0, horizon - len(actions)), len(middle)))
         filled = np.concatenate([actions[:horizon], rest])
         blocks = filled.reshape(-1, block, len(middle)).mean(axis=1)

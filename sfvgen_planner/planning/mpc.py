@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from sfvgen_planner.errors import require
-from sfvgen_planner.imagination import Imagination, ImaginationWrapper
+from sfvgen_planner.imagination import (
+    Imagination,
+    ImaginationWrapper,
+    decode_videos,
+    imagine_batch,
+)
 from sfvgen_planner.planning.action_search import ActionSearch, SearchConfig
 from sfvgen_planner.planning.objectives import GoalImage, Objective
-from sfvgen_planner.planning.plan import Goal, Plan
+from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
 from sfvgen_planner.planning.solvers import Solver
 
 
@@ -36,14 +40,16 @@ class MPCConfig(SearchConfig):
         )
 
 
-class MPCPlanner:
+class MPCPlanner(BatchPlanner):
     """Search actions whose imagined future has the lowest cost.
 
     All candidates of a plan share their noise (common random numbers), so their costs differ by
-    their actions alone. The next plan starts from this one, shifted by the steps taken since.
+    their actions alone. The next plan starts from this one, shifted by the steps taken since. Plans
+    for several environments are searched in one batch, each with its own noise.
 
     Args:
-        solver: :class:`~sfvgen_planner.planning.CEM` by default.
+        solver: :class:`~sfvgen_planner.planning.CEM` by default; one without ``solve_batch`` plans
+            for one environment at a time.
         objective: makes the objective of a goal; by default the latent distance to a goal image.
         config: horizon and sampling.
     """
@@ -58,9 +64,9 @@ class MPCPlanner:
         self.config = config or MPCConfig()
         self._search = ActionSearch(solver, self.config)
 
-    def reset(self) -> None:
-        """Forget the previous plan."""
-        self._search.reset()
+    def reset(self, imagination: ImaginationWrapper | None = None) -> None:
+        """Forget the previous plan of one imagination, or of all."""
+        self._search.reset(imagination)
 
     def plan(
         self,
@@ -73,30 +79,42 @@ class MPCPlanner:
 
         ``start``, actions ``(T, A)``, is where the search begins, in place of the previous plan.
         """
-        objective = self.objective(goal)
-        space = cast(gym.spaces.Box, imagination.action_space)
-        solver_seed, noise_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+        return self.plan_batch([imagination], [goal], [seed], [start])[0]
 
-        def imagine(actions: torch.Tensor) -> Imagination:
-            return imagination.imagine(
-                actions, num_inference_steps=self.config.num_inference_steps, seed=noise_seed
+    def plan_batch(
+        self,
+        imaginations: Sequence[ImaginationWrapper],
+        goals: Sequence[Goal],
+        seeds: Sequence[int | None],
+        starts: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Plan]:
+        """Plan for several; see :class:`~sfvgen_planner.planning.BatchPlanner`."""
+        objectives = [self.objective(goal) for goal in goals]
+        states = [np.random.SeedSequence(seed).generate_state(2).tolist() for seed in seeds]
+        solver_seeds, noise_seeds = zip(*states, strict=True)
+
+        def imagine(actions: torch.Tensor) -> list[Imagination]:
+            return imagine_batch(
+                imaginations,
+                actions,
+                num_inference_steps=self.config.num_inference_steps,
+                seeds=noise_seeds,
             )
 
-        solution = self._search.solve(
-            lambda actions: objective(imagine(actions)),
-            space,
-            imagination.num_steps,
-            solver_seed,
-            start,
-        )
-        future = imagine(solution.actions[None])
-        return Plan(
-            actions=solution.actions.numpy(),
-            frames=future.frames[0],
-            cost=float(objective(future)[0]),
-            diagnostics=solution.diagnostics,
-        )
+        def costs(futures: Sequence[Imagination]) -> torch.Tensor:
+            found = [
+                objective(future) for objective, future in zip(objectives, futures, strict=True)
+            ]
+            return torch.stack(found)
 
-    def action(self, plan: Plan, step: int, frame: np.ndarray) -> np.ndarray:
-        """The planned action: MPC corrects itself by planning again, not by looking."""
-        return plan.actions[step]
+        solutions = self._search.solve(
+            lambda actions: costs(imagine(actions)), imaginations, solver_seeds, starts
+        )
+        futures = imagine(torch.stack([solution.actions for solution in solutions])[:, None])
+        videos = decode_videos(futures[0].world_model, [future.latents[0] for future in futures])
+        return [
+            Plan(solution.actions.numpy(), frames, cost, solution.diagnostics)
+            for solution, frames, cost in zip(
+                solutions, videos, costs(futures)[:, 0].tolist(), strict=True
+            )
+        ]

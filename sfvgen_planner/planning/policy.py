@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from sfvgen_planner.errors import require
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.planning.plan import Goal, Plan, Planner
+from sfvgen_planner.planning.plan import Goal, Plan, Planner, action_batch, plan_batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,14 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """A plan as it was made: at which step of the episode, for which goal, in how many seconds."""
+    """A plan as it was made.
+
+    Attributes:
+        step: of the episode.
+        goal: that was planned for.
+        plan: what came of it.
+        seconds: that it took; where several were made together, an equal share of their time.
+    """
 
     step: int
     goal: Goal
@@ -56,7 +64,8 @@ class PlanningPolicy:
     """Plan in the imagination and act.
 
     It plans again when the plan is used up, when the instruction changes, and when what happens
-    departs from what was imagined.
+    departs from what was imagined. Several policies that share a planner act together by
+    :func:`act_batch`.
 
     Args:
         imagination: the env that the actions are executed in; the policy reads the present moment
@@ -81,21 +90,13 @@ class PlanningPolicy:
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode; ``seed`` makes its plans repeatable."""
-        self.planner.reset()
+        self.planner.reset(self.imagination)
         self.plans: list[PlanRecord] = []
         self._rng = np.random.default_rng(seed)
 
     def act(self, observation: Any, instruction: str) -> np.ndarray:
         """The next action ``(A,)`` in env units."""
-        frame = self.imagination.past_frames[-1]
-        goal = instruction if self.goal is None else self.goal
-        if self._needs_plan(frame, goal):
-            self._make_plan(goal)
-        record = self.plans[-1]
-        step = self.imagination.num_steps - record.step
-        action = self.planner.action(record.plan, step, frame)
-        space = cast(gym.spaces.Box, self.imagination.action_space)
-        return np.clip(action, space.low, space.high).astype(np.float32)
+        return act_batch([self], [instruction])[0]
 
     def _needs_plan(self, frame: np.ndarray, goal: Goal) -> bool:
         if not self.plans:
@@ -113,12 +114,54 @@ class PlanningPolicy:
             return False
         return departure(frame, record.plan.frames[taken - 1]) > self.config.max_departure
 
-    def _make_plan(self, goal: Goal) -> None:
-        started = time.perf_counter()
-        seed = int(self._rng.integers(2**31))
-        plan = self.planner.plan(self.imagination, goal, seed=seed)
-        seconds = time.perf_counter() - started
-        self.plans.append(PlanRecord(self.imagination.num_steps, goal, plan, seconds))
+
+def act_batch(policies: Sequence[PlanningPolicy], instructions: Sequence[str]) -> list[np.ndarray]:
+    """The next action ``(A,)`` of each policy; those that need a plan now are planned together.
+
+    Args:
+        policies: that share a planner; their imaginations share a world model and a memory. Others,
+            such as those whose episode has ended, rest and cost nothing.
+        instructions: one for each.
+
+    Raises:
+        SfvgenError: where they do not share their planner.
+    """
+    planner = policies[0].planner
+    require(
+        all(policy.planner is planner for policy in policies),
+        "policies that act together must share one planner",
+    )
+    frames = [policy.imagination.past_frames[-1] for policy in policies]
+    goals = [
+        instruction if policy.goal is None else policy.goal
+        for policy, instruction in zip(policies, instructions, strict=True)
+    ]
+    needing = [
+        (policy, goal)
+        for policy, frame, goal in zip(policies, frames, goals, strict=True)
+        if policy._needs_plan(frame, goal)
+    ]
+    if needing:
+        _make_plans(planner, needing)
+    records = [policy.plans[-1] for policy in policies]
+    steps = [
+        policy.imagination.num_steps - record.step
+        for policy, record in zip(policies, records, strict=True)
+    ]
+    actions = action_batch(planner, [record.plan for record in records], steps, frames)
+    space = cast(gym.spaces.Box, policies[0].imagination.action_space)
+    return [np.clip(action, space.low, space.high).astype(np.float32) for action in actions]
+
+
+def _make_plans(planner: Planner, needing: Sequence[tuple[PlanningPolicy, Goal]]) -> None:
+    started = time.perf_counter()
+    imaginations = [policy.imagination for policy, _ in needing]
+    goals = [goal for _, goal in needing]
+    seeds = [int(policy._rng.integers(2**31)) for policy, _ in needing]
+    plans = plan_batch(planner, imaginations, goals, seeds)
+    seconds = (time.perf_counter() - started) / len(plans)
+    for (policy, goal), plan in zip(needing, plans, strict=True):
+        policy.plans.append(PlanRecord(policy.imagination.num_steps, goal, plan, seconds))
 
 
 def departure(frame: np.ndarray, imagined: np.ndarray) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
 
-import gymnasium as gym
 import numpy as np
 import torch
 
@@ -63,9 +62,9 @@ class SimulatorPlanner:
         self.step_cost = step_cost
         self._search = ActionSearch(solver, config or SearchConfig())
 
-    def reset(self) -> None:
-        """Forget the previous plan."""
-        self._search.reset()
+    def reset(self, imagination: ImaginationWrapper | None = None) -> None:
+        """Forget the previous plan of one imagination, or of all."""
+        self._search.reset(imagination)
 
     def plan(self, imagination: ImaginationWrapper, goal: Goal, seed: int | None = None) -> Plan:
         """Plan from the present moment; see :class:`~sfvgen_planner.planning.Planner`.
@@ -86,14 +85,13 @@ class SimulatorPlanner:
 
         def cost(candidates: torch.Tensor) -> torch.Tensor:
             costs = []
-            for actions in candidates.numpy():
+            for actions in candidates[0].numpy():
                 simulator.set_state(present)
                 costs.append(self._follow(simulator, actions, goal)[0])
-            return torch.tensor(costs)
+            return torch.tensor([costs])
 
-        space = cast(gym.spaces.Box, imagination.action_space)
         try:
-            solution = self._search.solve(cost, space, imagination.num_steps, seed)
+            (solution,) = self._search.solve(cost, [imagination], [seed])
             simulator.set_state(present)
             total, length = self._follow(simulator, solution.actions.numpy(), goal)
             simulator.set_state(present)

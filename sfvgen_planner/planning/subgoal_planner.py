@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.mpc import MPCPlanner
-from sfvgen_planner.planning.plan import Goal, Plan
+from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
 from sfvgen_planner.planning.video_plan import VideoPlanner
 
 
-class SubgoalPlanner:
+class SubgoalPlanner(BatchPlanner):
     """Instruction -> imagined video -> its frame at the horizon as a goal image -> a search.
 
     MPC as the executor of the paper's planner: what the memory knows enters by the video, and the
@@ -28,22 +27,27 @@ class SubgoalPlanner:
         self.video_planner = video_planner
         self.search = search
 
-    def reset(self) -> None:
-        """Forget the previous plan."""
-        self.video_planner.reset()
-        self.search.reset()
+    def reset(self, imagination: ImaginationWrapper | None = None) -> None:
+        """Forget the previous plan of one imagination, or of all."""
+        self.video_planner.reset(imagination)
+        self.search.reset(imagination)
 
-    def plan(self, imagination: ImaginationWrapper, goal: Goal, seed: int | None = None) -> Plan:
-        """Plan from the present moment; the cost is the distance to the imagined subgoal.
+    def plan_batch(
+        self,
+        imaginations: Sequence[ImaginationWrapper],
+        goals: Sequence[Goal],
+        seeds: Sequence[int | None],
+    ) -> list[Plan]:
+        """Plan for several; the cost is the distance to the imagined subgoal.
 
         Raises:
-            SfvgenError: where the goal is not an instruction.
+            SfvgenError: where a goal is not an instruction.
         """
-        video = self.video_planner.plan(imagination, goal, seed)
-        subgoal = video.frames[: self.search.config.horizon][-1]
-        plan = self.search.plan(imagination, subgoal, seed, start=video.actions)
-        return replace(plan, diagnostics=plan.diagnostics | video.diagnostics)
-
-    def action(self, plan: Plan, step: int, frame: np.ndarray) -> np.ndarray:
-        """The searched action."""
-        return self.search.action(plan, step, frame)
+        videos = self.video_planner.plan_batch(imaginations, goals, seeds)
+        subgoals = [video.frames[: self.search.config.horizon][-1] for video in videos]
+        starts = [video.actions for video in videos]
+        plans = self.search.plan_batch(imaginations, subgoals, seeds, starts)
+        return [
+            replace(plan, diagnostics=plan.diagnostics | video.diagnostics)
+            for plan, video in zip(plans, videos, strict=True)
+        ]

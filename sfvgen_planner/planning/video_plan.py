@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,9 +13,14 @@ from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
-from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.planning.plan import Goal, Plan
-from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
+from sfvgen_planner.imagination import (
+    Imagination,
+    ImaginationWrapper,
+    decode_videos,
+    imagine_batch,
+)
+from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
+from sfvgen_planner.world_model import shipped_folder
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
@@ -42,7 +48,7 @@ class VideoPlanConfig:
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
 
 
-class VideoPlanner:
+class VideoPlanner(BatchPlanner):
     """Instruction -> imagined video -> actions through inverse dynamics (paper, section 3.4).
 
     The videos are imagined under the slow weights and whatever the episode's memory holds; the
@@ -76,57 +82,83 @@ class VideoPlanner:
         heads = load_heads(shipped_folder(name_or_path))
         return cls(heads.inverse_dynamics, config, heads.outcome_head)
 
-    def reset(self) -> None:
+    def reset(self, imagination: ImaginationWrapper | None = None) -> None:
         """Nothing is carried from plan to plan."""
 
-    def plan(self, imagination: ImaginationWrapper, goal: Goal, seed: int | None = None) -> Plan:
-        """Imagine a video of the instruction ``goal`` and the actions that would make it.
+    def plan_batch(
+        self,
+        imaginations: Sequence[ImaginationWrapper],
+        goals: Sequence[Goal],
+        seeds: Sequence[int | None],
+    ) -> list[Plan]:
+        """Imagine a video of each instruction and the actions that would make it.
 
         Raises:
-            SfvgenError: where the goal is not an instruction.
+            SfvgenError: where a goal is not an instruction.
         """
-        if not isinstance(goal, str):
+        instructions = [goal for goal in goals if isinstance(goal, str)]
+        if len(instructions) < len(goals):
             raise SfvgenError(
                 "VideoPlanner plans from an instruction (a str); for a goal image use MPCPlanner"
             )
-        model = imagination.world_model
-        future = imagination.imagine(
-            instruction=goal,
+        futures = imagine_batch(
+            imaginations,
+            instructions=instructions,
             num_samples=1 if self.outcome_head is None else self.config.num_samples,
             num_frames=self.config.num_frames,
             num_inference_steps=self.config.num_inference_steps,
             guidance_scale=self.config.guidance_scale,
-            seed=seed,
+            seeds=seeds,
         )
-        scores = self._scores(model, future.latents, goal)
-        best = int(scores.argmax())
-        frames = model.decode(future.latents[best : best + 1])[0]
-        before = np.concatenate([imagination.past_frames[-1:], frames[:-1]])
-        return Plan(
-            actions=self.inverse_dynamics.predict(before, frames),
-            frames=frames,
-            cost=None if self.outcome_head is None else -float(scores[best]),
-            diagnostics={"scores": scores.tolist()},
-        )
+        all_scores = self._scores(futures)
+        best = [int(scores.argmax()) for scores in all_scores]
+        chosen = [future.latents[index] for future, index in zip(futures, best, strict=True)]
+        videos = decode_videos(futures[0].world_model, chosen)
+        presents = [imagination.past_frames[-1:] for imagination in imaginations]
+        befores = [
+            np.concatenate([present, frames[:-1]])
+            for present, frames in zip(presents, videos, strict=True)
+        ]
+        actions = self.inverse_dynamics.predict(np.concatenate(befores), np.concatenate(videos))
+        ends = np.cumsum([len(frames) for frames in videos])
+        return [
+            Plan(
+                actions=own,
+                frames=frames,
+                cost=None if self.outcome_head is None else -float(scores[index]),
+                diagnostics={"scores": scores.tolist()},
+            )
+            for own, frames, scores, index in zip(
+                np.split(actions, ends[:-1]), videos, all_scores, best, strict=True
+            )
+        ]
 
     @torch.no_grad()
-    def _scores(self, model: VideoWorldModel, latents: Tensor, instruction: str) -> Tensor:
-        """Calibrated log-odds ``(N,)`` that a video ``(N, C, F, h, w)`` achieves the instruction.
+    def _scores(self, futures: Sequence[Imagination]) -> list[Tensor]:
+        """Calibrated log-odds ``(N,)`` that each future's videos achieve its instruction.
 
         The best moment counts, as the mean of two neighbouring frames, because a single frame may
         look right by chance; what is imagined after the success does not matter.
         """
         if self.outcome_head is None:
-            return torch.zeros(len(latents))
-        num_samples, _, num_frames = latents.shape[:3]
-        head = self.outcome_head.to(latents.device)
-        token_ids = model.tokenize([instruction]).to(latents.device)
-        flat = latents.transpose(1, 2).flatten(0, 1).float()
-        logits = head.success_logits(flat, token_ids.expand(len(flat), -1))
-        logits = logits.view(num_samples, num_frames)
-        pairs = (logits[:, :-1] + logits[:, 1:]) / 2 if num_frames > 1 else logits
-        return pairs.amax(dim=1).cpu()
+            return [torch.zeros(len(future)) for future in futures]
+        model, device = futures[0].world_model, futures[0].latents.device
+        # Videos of any length: frame after frame.
+        frames = [future.latents.transpose(1, 2).flatten(0, 1).float() for future in futures]
+        counts = [len(own) for own in frames]
+        token_ids = model.tokenize([future.instruction or "" for future in futures])
+        token_ids = token_ids.repeat_interleave(torch.tensor(counts), dim=0).to(device)
+        logits = self.outcome_head.to(device).success_logits(torch.cat(frames), token_ids)
+        scores = []
+        for future, own in zip(futures, logits.cpu().split(counts), strict=True):
+            own = own.view(len(future), future.num_frames)
+            pairs = (own[:, :-1] + own[:, 1:]) / 2 if future.num_frames > 1 else own
+            scores.append(pairs.amax(dim=1))
+        return scores
 
-    def action(self, plan: Plan, step: int, frame: np.ndarray) -> np.ndarray:
-        """The action from the real ``frame`` to the imagined next one: the loop is closed."""
-        return self.inverse_dynamics.predict(frame[None], plan.frames[step][None])[0]
+    def action_batch(
+        self, plans: Sequence[Plan], steps: Sequence[int], frames: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """Actions from the real frames to the imagined next ones: the loop is closed."""
+        nexts = [plan.frames[step] for plan, step in zip(plans, steps, strict=True)]
+        return self.inverse_dynamics.predict(np.stack(frames), np.stack(nexts))

@@ -329,6 +329,7 @@ class VideoWorldModel(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "np",
         common_noise: bool = False,
+        samples_per_generator: int = 1,
     ) -> VideoWorldModelOutput:
         """Imagine the frames after `past`.
 
@@ -348,17 +349,22 @@ class VideoWorldModel(DiffusionPipeline):
                 training data did (classifier-free guidance), at twice the denoiser calls. No
                 effect without an instruction.
             generator: Source of the noise; the global one by default. With a list, one for each
-                sample, a sample's noise does not depend on what else is in the batch.
+                `samples_per_generator` samples, their noise does not depend on what else is in the
+                batch.
             output_type: "np" decodes the frames, "latent" does not.
-            common_noise: Give every sample of the batch the same noise, so that candidates
+            common_noise: Give every sample of a generator the same noise, so that candidates
                 differ by their actions alone.
+            samples_per_generator: Samples in a row that share one of a list of generators, and are
+                given what it would give them alone.
 
         Raises:
             SfvgenError: An argument has the wrong shape, range or type.
         """
         if output_type not in ("np", "latent"):
             raise SfvgenError(f'output_type must be "np" or "latent", got {output_type!r}')
-        options = SamplingOptions(num_inference_steps, guidance_scale, generator, common_noise)
+        options = SamplingOptions(
+            num_inference_steps, guidance_scale, generator, common_noise, samples_per_generator
+        )
         is_latent = isinstance(past, Tensor) and past.is_floating_point()
         context = past if is_latent else self.encode(past)
         assert isinstance(context, Tensor)

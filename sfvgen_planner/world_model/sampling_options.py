@@ -16,8 +16,10 @@ class SamplingOptions:
     Attributes:
         num_inference_steps: Denoiser calls per chunk.
         guidance_scale: Of classifier-free guidance, at least 1.
-        generator: Source of the noise; the global one by default, or one for each sample.
-        common_noise: Every sample of the batch gets the same noise.
+        generator: Source of the noise; the global one by default, or one for each
+            `samples_per_generator` samples, in order.
+        samples_per_generator: Samples that share one of a list of generators.
+        common_noise: Every sample of a generator gets the same noise.
 
     Raises:
         SfvgenError: A number is out of its range.
@@ -27,6 +29,7 @@ class SamplingOptions:
     guidance_scale: float
     generator: torch.Generator | list[torch.Generator] | None
     common_noise: bool
+    samples_per_generator: int = 1
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -37,22 +40,33 @@ class SamplingOptions:
             raise SfvgenError(f"guidance_scale must be at least 1, got {self.guidance_scale}")
 
     def check_generators(self, batch: int) -> None:
-        """Raise an `SfvgenError` unless a list of generators has one for each of the batch."""
-        generator, common_noise = self.generator, self.common_noise
-        if isinstance(generator, list) and (common_noise or len(generator) != batch):
+        """Raise an `SfvgenError` unless a list of generators fits a batch of this size."""
+        generator, share = self.generator, self.samples_per_generator
+        if not isinstance(generator, list):
+            return
+        if share < 1 or len(generator) * share != batch or (self.common_noise and share == 1):
             raise SfvgenError(
-                f"{batch} pasts need {batch} generators and no common noise, or one generator for "
-                f"all, got {len(generator)} and common_noise={common_noise}"
+                "a list of generators needs as many pasts as generators times "
+                "samples_per_generator, and more than one of these for common noise, got "
+                f"{len(generator)} generators, samples_per_generator={share}, {batch} pasts and "
+                f"common_noise={self.common_noise}"
             )
 
     def draw_noise(self, context: Tensor, length: int) -> Tensor:
         """Noise `(batch, channels, length, h, w)` for the frames after `context`, on its device."""
         batch, channels, _, height, width = context.shape
+        given = self.generator
+        generators = given if isinstance(given, list) else [given]
+        share = batch // len(generators)
+        shape = (1 if self.common_noise else share, channels, length, height, width)
         # Drawn on the CPU so that a seed gives the same video on every device.
-        first = self.generator[0] if isinstance(self.generator, list) else self.generator
-        noise = randn_tensor(
-            (1 if self.common_noise else batch, channels, length, height, width),
-            generator=self.generator,
-            device=torch.device("cpu") if first is None else first.device,
-        )
-        return noise.to(context).expand(batch, -1, -1, -1, -1)
+        noises = [
+            randn_tensor(
+                shape,
+                generator=generator,
+                device=torch.device("cpu") if generator is None else generator.device,
+            )
+            for generator in generators
+        ]
+        noise = torch.stack(noises).to(context)
+        return noise.expand(-1, share, -1, -1, -1, -1).flatten(0, 1)

@@ -365,15 +365,17 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
     assert ratio["reference_model"] == str(tiny_checkpoint)
 
 
-def test_workers_return_what_one_process_returns(tmp_path, looped_checkpoint):
+def test_workers_and_episodes_side_by_side_return_what_one_returns(tmp_path, looped_checkpoint):
     # Each memory learns what it learns wherever and after whichever episode it is played.
     names, found = ["closed_loop_distance_m"], []
-    for num_workers in (1, 2):
-        out = tmp_path / f"{num_workers}.json"
-        sizes = {"num_episodes": 2, "num_workers": num_workers, "variants": ("ours",)}
-        rows = run(out, looped_checkpoint, names, **sizes)
-        found.append([(row["name"], row["value"], row["ci95"]) for row in rows])
+    for setting in ({}, {"num_workers": 2}, {"num_envs": 2}):
+        sizes = {"num_episodes": 2, "variants": ("ours",), **setting}
+        rows = run(tmp_path / f"{len(found)}.json", looped_checkpoint, names, **sizes)
+        found.append([(row["name"], row["value"], *row["ci95"]) for row in rows])
     assert found[0] == found[1]
+    for one, other in zip(found[0], found[2], strict=True):
+        assert one[0] == other[0]
+        assert other[1:] == pytest.approx(one[1:], abs=1e-4)
 
 
 def test_each_variant_is_executed_once(

@@ -29,10 +29,14 @@ def config(tiny_checkpoint):
 @pytest.fixture
 def short(monkeypatch):
     """Instructions of 9 steps, one more than a chunk."""
+    shorten(monkeypatch, 9)
+
+
+def shorten(monkeypatch, num_steps):
     monkeypatch.setattr(
         evaluation,
         "make_env",
-        lambda env_id, kwargs: make_env(env_id, {**kwargs, "steps_per_instruction": 9}),
+        lambda env_id, kwargs: make_env(env_id, {**kwargs, "steps_per_instruction": num_steps}),
     )
 
 
@@ -92,9 +96,45 @@ def test_workers_find_what_one_process_finds(tmp_path, config):
     assert len(values[0]) == 3
 
 
-def test_no_workers_are_refused(tmp_path, config):
-    with pytest.raises(SfvgenError, match="num_workers must be at least 1, but it is 0"):
-        measure(tmp_path / "a.json", replace(config, num_workers=0), FIGURES)
+@pytest.mark.parametrize("setting", ["num_workers", "num_envs"])
+def test_no_workers_and_no_environments_are_refused(tmp_path, config, setting):
+    config = replace(config, methods=("video_plan",), **{setting: 0})
+    with pytest.raises(SfvgenError, match=f"{setting} must be at least 1, but it is 0"):
+        measure(tmp_path / "a.json", config, FIGURES)
+
+
+@pytest.mark.parametrize("method", ["video_plan", "mpc_cem"])
+def test_episodes_side_by_side_are_those_played_one_by_one(
+    config, looped_checkpoint, method, monkeypatch
+):
+    # Two chunks, and a plan that the memory has a part in.
+    shorten(monkeypatch, 16)
+    writes = []
+    write = EpisodicMemory.write_batch
+
+    def spy(self, *args, **kwargs):
+        writes.append(len(args[0]))
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(EpisodicMemory, "write_batch", spy)
+    config = replace(config, model=str(looped_checkpoint[0]), num_planned_episodes=2)
+    alone = evaluation._values(method, 1, True, config)
+    together = evaluation._values(method, 1, True, replace(config, num_envs=2))
+    for name in ("success_rate", "distance_m", "waypoint_distance_m"):
+        assert alone[name].shape == (2,)
+        assert together[name] == pytest.approx(alone[name], abs=1e-4)
+    # The first instruction fails, and with it the episode ends.
+    assert writes == [1] * 4 + [2] * 2
+
+
+def test_plans_made_together_are_told_apart_from_those_made_alone(tmp_path, config, short):
+    out = tmp_path / "planning.json"
+    config = replace(config, methods=("video_plan", "random"), num_envs=2)
+    measure(out, config, FIGURES)
+    rows = [row for row in rows_of(out) if row["method"] == "video_plan"]
+    assert {row.get("num_envs") for row in rows if row["name"] == "plans_per_second"} == {2}
+    assert not any("num_envs" in row for row in rows if row["name"] != "plans_per_second")
+    assert {row["episodes"] for row in rows_of(out)} == {2}
 
 
 def test_planners_are_measured_with_and_without_their_memory(
@@ -102,13 +142,13 @@ def test_planners_are_measured_with_and_without_their_memory(
 ):
     folder, memory_config = looped_checkpoint
     writes = []
-    write = EpisodicMemory.write
+    write = EpisodicMemory.write_batch
 
     def spy(self, *args, **kwargs):
         writes.append(self.config)
         return write(self, *args, **kwargs)
 
-    monkeypatch.setattr(EpisodicMemory, "write", spy)
+    monkeypatch.setattr(EpisodicMemory, "write_batch", spy)
     out = tmp_path / "planning.json"
     config = replace(config, model=str(folder), methods=("video_plan",), num_planned_episodes=1)
     measure(out, config, FIGURES)

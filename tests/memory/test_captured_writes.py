@@ -13,9 +13,7 @@ from tests.emulated_graphs import EmulatedGraph, emulate_graphs
 CONFIGS = {
     "paper": MemoryConfig(rank=4, num_steps=2, learning_rate=1e-2),
     "conditioned": MemoryConfig(rank=4, num_steps=2, learning_rate=1e-2, conditioned=True),
-    "ours": replace(
-        MEMORY_VARIANTS["ours"], num_time_codes=3, instruction_code=True, instruction_key=True
-    ),
+    "ours": replace(MEMORY_VARIANTS["ours"], num_time_codes=3, instruction_code=True),
 }
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TEXTS = ["return the red cube", "put the blue cube on the pad"]

@@ -285,6 +285,51 @@ def test_separate_memories_and_a_batch_of_them_learn_and_imagine_the_same(new_mo
         assert (videos[2 * index : 2 * index + 2] - video).norm() < 1e-3
 
 
+def three_memories(model, config):
+    """The second has written more than the first and the third nothing."""
+    memory = EpisodicMemory(model, config, num_memories=3)
+    chunks = np.random.default_rng(1).integers(0, 256, (3, 12, 64, 64, 3), dtype=np.uint8)
+    memory.write_batch(chunks[:2, :4], chunks[:2, 4:], memories=[0, 1])
+    memory.write_batch(chunks[2:, :4], chunks[2:, 4:], memories=[1])
+    return memory
+
+
+def imagine_rows(model, rows):
+    """Each row's own past and noise."""
+    generators = [torch.Generator().manual_seed(row) for row in rows]
+    past = np.random.default_rng(2).integers(0, 256, (3, 4, 64, 64, 3), dtype=np.uint8)[list(rows)]
+    return model(past, num_frames=3, num_inference_steps=1, generator=generators).latents
+
+
+def test_some_of_the_memories_are_seen_as_if_there_were_no_others(new_model, config):
+    model = new_model()
+    memory = three_memories(model, config)
+    whole, plain = imagine_rows(model, range(3)), imagine_rows(new_model(), range(3))
+    assert (whole[:2] - plain[:2]).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
+    for rows in ([2, 0], [1], [1, 0, 2]):
+        with memory.showing(rows):
+            assert torch.allclose(imagine_rows(model, rows), whole[rows], atol=1e-4)
+    # A memory that has written nothing is not seen.
+    with memory.showing([2]):
+        assert torch.allclose(imagine_rows(model, [2]), plain[[2]], atol=1e-4)
+    with memory.showing([1]):
+        memory.reset([1])
+        assert torch.allclose(imagine_rows(model, [1]), plain[[1]], atol=1e-4)
+    assert torch.allclose(imagine_rows(model, range(3))[[0, 2]], whole[[0, 2]], atol=1e-4)
+    for bad in ([3], [0, 0], []):
+        with pytest.raises(SfvgenError, match="different numbers from 0 to 2"), memory.showing(bad):
+            pass
+
+
+def test_a_compiled_model_sees_some_of_the_memories(new_model, config):
+    model = new_model()
+    memory = three_memories(model, config)
+    whole = imagine_rows(model, range(3))
+    model.compile(backend="eager")
+    with memory.showing([1, 0]):
+        assert torch.allclose(imagine_rows(model, [1, 0]), whole[[1, 0]], atol=1e-4)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_pieces_of_a_batch_keep_to_their_memories(new_model, config, compiled):
     model = new_model()
@@ -331,33 +376,6 @@ def test_reset_of_a_trained_start_gives_the_slow_model_exactly(new_model, config
     assert torch.equal(video(model), before)
     state = memory.state()
     assert all((v == 0.1).all() for k, v in state.items() if ".lora_B." in k)
-
-
-def test_a_key_makes_a_write_depend_on_what_was_told(new_model):
-    """As the loop writes: the codes hear the instruction, the denoiser none."""
-    config = replace(MEMORY_VARIANTS["ours"], instruction_code=True, rank=4)
-    chunks = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 4, 8, 4, 4)
-    texts = ["move the red cube", "move the blue cube"]
-    for keyed in (False, True):
-        model = new_model()
-        memory = EpisodicMemory(model, replace(config, instruction_key=keyed), num_memories=2)
-        for name, parameter in model.unet.named_parameters():
-            if "lora_instruction" in name:
-                torch.nn.init.normal_(parameter.data)
-        states = []
-        for told in (texts, texts[::-1]):
-            memory.reset()
-            memory.write_batch(*chunks, told)
-            states.append(memory.state(0))
-        weights = [name for name in states[0] if "lora_B" in name]
-        assert len(weights) == 4
-        for name in weights:
-            assert torch.allclose(states[0][name], states[1][name]) != keyed
-
-
-def test_a_key_without_an_instruction_code_is_refused():
-    with pytest.raises(SfvgenError, match="set instruction_code too"):
-        MemoryConfig(instruction_key=True)
 
 
 @of_both_kinds
@@ -474,9 +492,7 @@ def test_without_the_local_rule_old_chunks_are_learnt_again(model, new_model, mo
     seen = []
     learn = memory._learner.learn
     monkeypatch.setattr(
-        memory._learner,
-        "learn",
-        lambda f, c, batches, **_: seen.extend(batches) or learn(f, c, batches),
+        memory._learner, "learn", lambda f, c, batches: seen.extend(batches) or learn(f, c, batches)
     )
     memory.write(chunks[1][:, :4], chunks[1][:, 4:], measure=False)
     assert {batch.latents.unique().item() for batch in seen} == {1.0, 2.0}

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -23,9 +21,6 @@ OURS = MemoryConfig(
     num_noise_draws=2,
     min_noise=0.95,
 )
-
-
-KEYED = replace(OURS, instruction_code=True, instruction_key=True)
 
 
 def make(config, seed=0):
@@ -131,12 +126,11 @@ def test_adam_steps_are_those_of_torch():
         assert torch.allclose(learnt[name], leaf, atol=1e-6)
 
 
-@pytest.fixture(params=[OURS, KEYED], ids=["ours", "keyed"])
-def precise(monkeypatch, request):
-    """A model and its adapters in double precision, and what is written and judged."""
+@pytest.fixture
+def precise(monkeypatch):
+    """The loop's objective in double precision, its batch, and the parameters' directions."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
-    config = request.param
-    model, adapters = make(config)
+    model, adapters = make(OURS)
     for module in (model.unet, model.text_encoder):
         torch.nn.Module.to(module, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -150,9 +144,6 @@ def precise(monkeypatch, request):
         noise=torch.randn(2, 1, 4, 4, 6, 4, 4, generator=generator, dtype=torch.float64),
         timesteps=torch.full((2, 1, 4), 970.0, dtype=torch.float64),
         token_ids=model.tokenize([""])[0],
-        keys=model.tokenize(["put it", "move it", "take it", "move it"]).unflatten(0, (2, 2))
-        if config.instruction_key
-        else None,
     )
     return model, adapters, writes, judged
 
@@ -166,11 +157,8 @@ def directions(objective):
         "P": [n for n in named if "position_code" in n],
         "start of B": [n for n in named if "lora_B" in n],
         "time code": [n for n in named if "lora_time" in n],
-        "instruction code": [n for n in named if "lora_instruction" in n],
     }
     for kind, names in kinds.items():
-        if not names:
-            continue
         norm = torch.stack([named[n].grad.square().sum() for n in names]).sum().sqrt()
         yield kind, {n: named[n].grad / norm for n in names}, norm.item()
 
@@ -179,7 +167,7 @@ def directions(objective):
 def test_gradients_are_those_of_finite_differences(precise, second_order):
     """With second order of the whole loop; without, of the loss with the steps held fixed."""
     model, adapters, writes, judged = precise
-    objective = SlowFastObjective(model, adapters, adapters.config, second_order)
+    objective = SlowFastObjective(model, adapters, OURS, second_order)
     objective.requires_grad_(True)
     objective(writes, judged, None).backward()
     named = dict(objective.named_parameters())
@@ -205,41 +193,12 @@ def test_gradients_are_those_of_finite_differences(precise, second_order):
         assert slope == pytest.approx(norm, rel=1e-4), kind
 
 
-def test_a_write_is_keyed_by_its_instruction_and_the_denoiser_hears_none():
-    """One token's B is the outer product with `P (1 + s V) + s D`, s being the key's states."""
-    model, adapters = make(KEYED)
-    layer = model.unet.temporal_transformer_blocks[0].attn1.to_v
-    for name, parameter in model.unet.named_parameters():
-        if "lora_position_code" in name:
-            parameter.data = parameter.data[:1]
-        elif "lora_instruction" in name:
-            nn.init.normal_(parameter)
-    delta = torch.randn(32)
-    objective = Product(layer, torch.zeros(1, 1, 32), delta)
-    objective.text_encoder = model.text_encoder
-    adapters._layers = {"layer": layer}
-    start = {"layer.lora_B.weight": torch.zeros(1, 32, 4)}
-    learner = FastLearner(objective, adapters, KEYED)
-    for text in ("move the red cube", "move the blue cube"):
-        learnt, _ = learner.learn(
-            start, torch.tensor([0]), [None], token_ids=model.tokenize([text])
-        )
-        s = model.encode_instructions([text])[0].mean(dim=0)
-        scale, shift = (
-            s @ getattr(layer, f"lora_instruction_{name}")["default"] for name in ("scale", "shift")
-        )
-        z = layer.lora_position_code["default"][0] * (1 + scale) + shift
-        outer = torch.outer(delta, z)
-        wanted = -0.01 * outer / outer.square().mean().sqrt()
-        assert torch.allclose(learnt["layer.lora_B.weight"][0], wanted, atol=1e-6)
-
-
 def test_second_order_reaches_what_first_order_leaves_out(precise):
     """How a chunk is written shapes the loss, but first order does not see it."""
     model, adapters, writes, judged = precise
     found = []
     for second_order in (True, False):
-        objective = SlowFastObjective(model, adapters, adapters.config, second_order)
+        objective = SlowFastObjective(model, adapters, OURS, second_order)
         objective.requires_grad_(True)
         objective.zero_grad()
         objective(writes, judged, None).backward()

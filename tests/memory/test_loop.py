@@ -106,7 +106,6 @@ def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
         "num_noise_draws: 1",
         "num_noise_draws: 2, learning_rate: 0.02",
         "num_noise_draws: 1, instruction_code: true",
-        "num_noise_draws: 1, instruction_code: true, instruction_key: true",
     ],
 )
 def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, settings):

@@ -59,26 +59,6 @@ def test_every_whole_chunk_before_the_judged_window_is_written(model):
                 assert 8 * chunks <= present < 8 * chunks + 8
 
 
-def test_a_write_is_keyed_by_the_instruction_of_its_last_action(model):
-    changes = {"instruction_code": True, "instruction_key": True}
-    settings = recipe(memory=recipe().memory | changes)
-    draw = LoopBatches(TABLE, model, settings, settings.stages[0])
-    tokens = model.tokenize(INSTRUCTIONS)
-    writes, _ = draw.draw(3, torch.Generator().manual_seed(0))
-    written = rows_of(writes.windows, TABLE)
-    for chunk, memory in itertools.product(range(3), range(6)):
-        number = TABLE.instruction_ids[written[chunk, memory][-2]]
-        assert torch.equal(writes.keys[chunk, memory], tokens[number])
-    adapters = Adapters(model, settings.memory_config)
-    for name, parameter in model.unet.named_parameters():
-        if "lora_instruction" in name:
-            torch.nn.init.normal_(parameter)
-    objective = SlowFastObjective(model, adapters, settings.memory_config)
-    others = writes._replace(keys=writes.keys.flip(1))
-    learnt, other = objective.write(writes), objective.write(others)
-    assert not any(torch.allclose(learnt[name], other[name]) for name in learnt)
-
-
 def test_judged_windows_follow_a_recall_that_has_just_come(model):
     settings = recipe(max_elapsed=2)
     draw = LoopBatches(TABLE, model, settings, settings.stages[0])

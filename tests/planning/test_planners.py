@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.imagination import ImaginationWrapper, step_batch
 from sfvgen_planner.planning import (
     CEM,
     ICEM,
@@ -16,12 +16,14 @@ from sfvgen_planner.planning import (
     GoalImage,
     MPCConfig,
     MPCPlanner,
+    Plan,
     PlanningPolicy,
     PolicyConfig,
     SubgoalPlanner,
     TaskReward,
     VideoPlanConfig,
     VideoPlanner,
+    act_batch,
 )
 from sfvgen_planner.planning.objectives import pyramid_energy
 from tests.point_mass import (
@@ -341,3 +343,128 @@ def test_subgoal_planner_begins_with_the_actions_of_the_video(imagination):
     plan = planner.plan(imagination, "down", seed=0)
     assert plan.actions == pytest.approx(np.tile(DIRECTIONS["down"], (4, 1)), abs=0.1)
     assert planner.action(plan, 1, imagination.past_frames[-1]) is not None
+
+
+TEXTS = ("left", "up", "right")
+
+
+@pytest.fixture
+def several():
+    """Three moments, one of them the start of its episode, in a model with noise."""
+    model = PointMassWorldModel(noise=0.4)
+    envs = [ImaginationWrapper(PointMassEnv(), model) for _ in TEXTS]
+    for row, env in enumerate(envs):
+        env.reset(seed=row)
+        for _ in range((6, 0, 4)[row]):
+            env.step(np.float32([0.3, -0.2]))
+    model.batch_sizes.clear()
+    return envs
+
+
+def new_planner(kind):
+    head = PointMassOutcomeHead()
+    video = VideoPlanner(PointMassInverseDynamics(), VideoPlanConfig(4, num_frames=5), head)
+    small = CEM(CEMConfig(num_samples=16, num_elites=4, num_iterations=3))
+    if kind == "video":
+        return video
+    if kind == "search":
+        return MPCPlanner(small, partial(TaskReward, head), MPCConfig(horizon=4))
+    return SubgoalPlanner(video, MPCPlanner(small, config=MPCConfig(horizon=4)))
+
+
+def assert_equal_plans(found, expected):
+    assert found.actions == pytest.approx(expected.actions, abs=1e-5)
+    assert np.array_equal(found.frames, expected.frames)
+    assert found.cost == pytest.approx(expected.cost, abs=1e-5)
+    assert found.diagnostics.keys() == expected.diagnostics.keys()
+    for name, value in expected.diagnostics.items():
+        assert found.diagnostics[name] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_calls"), [("video", 1), ("search", 3 + 1), ("subgoal", 1 + 3 + 1)]
+)
+def test_plans_made_together_are_those_made_alone(several, kind, num_calls):
+    planner, alone = new_planner(kind), [new_planner(kind) for _ in TEXTS]
+    plans = planner.plan_batch(several, TEXTS, [5, 6, 7])
+    # Each call is one for the two old moments and one for the young.
+    assert len(several[0].world_model.batch_sizes) == 2 * num_calls
+    for row in range(3):
+        assert_equal_plans(plans[row], alone[row].plan(several[row], TEXTS[row], seed=5 + row))
+    # Each search goes on from its own last plan, unless that is forgotten.
+    for env, plan in zip(several, plans, strict=True):
+        env.step(plan.actions[0])
+    planner.reset(several[1])
+    alone[1].reset()
+    plans = planner.plan_batch(several[::-1], TEXTS[::-1], [1, 1, 1])[::-1]
+    for row in range(3):
+        assert_equal_plans(plans[row], alone[row].plan(several[row], TEXTS[row], seed=1))
+
+
+def test_a_solver_of_one_problem_plans_for_one_environment(several):
+    class OneByOne:
+        solve = SOLVER.solve
+
+    planner = MPCPlanner(OneByOne(), partial(TaskReward, PointMassOutcomeHead()))
+    assert len(planner.plan(several[0], "left", seed=0)) == 8
+    with pytest.raises(SfvgenError, match="OneByOne solves for one environment at a time"):
+        planner.plan_batch(several, TEXTS, [0, 1, 2])
+
+
+def test_policies_act_together_as_they_act_alone():
+    """Plans are made together by those that need one at that step."""
+    made = []
+
+    class Spy(VideoPlanner):
+        def plan_batch(self, imaginations, goals, seeds):
+            made.append([envs.index(imagination) for imagination in imaginations])
+            return super().plan_batch(imaginations, goals, seeds)
+
+    model = PointMassWorldModel(noise=0.02)
+    envs = [ImaginationWrapper(PointMassEnv(), model) for _ in range(3)]
+    planner = Spy(PointMassInverseDynamics())
+    policies = [
+        PlanningPolicy(env, planner, PolicyConfig(count, max_departure=None))
+        for env, count in zip(envs, (4, 6, 4), strict=True)
+    ]
+    infos = []
+    for row, (env, policy) in enumerate(zip(envs, policies, strict=True)):
+        infos.append(env.reset(seed=row)[1])
+        policy.reset(seed=row)
+    for _ in range(12):
+        actions = act_batch(policies, [info["instruction"] for info in infos])
+        infos = [result[4] for result in step_batch(envs, actions)]
+    # The instruction changes at step 4.
+    assert made == [[0, 1, 2], [0, 1, 2], [0, 2], [1]]
+    for row, policy in enumerate(policies):
+        env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.02))
+        lone = PlanningPolicy(env, VideoPlanner(PointMassInverseDynamics()), policy.config)
+        observation, info = env.reset(seed=row)
+        lone.reset(seed=row)
+        for _ in range(12):
+            observation, _, _, _, info = env.step(lone.act(observation, info["instruction"]))
+        assert envs[row].unwrapped.position == pytest.approx(env.unwrapped.position, abs=1e-4)
+        assert planned_at(policy) == planned_at(lone)
+    # Plans that were made together share the time that they took.
+    assert policies[0].plans[0].seconds == policies[1].plans[0].seconds > 0
+    with pytest.raises(SfvgenError, match="must share one planner"):
+        act_batch([policies[0], lone], ["left", "left"])
+
+
+def test_any_planner_plans_for_policies_that_act_together(several):
+    class Still:
+        """Has the interface of a planner for one environment."""
+
+        def reset(self, imagination=None):
+            pass
+
+        def plan(self, imagination, goal, seed=None):
+            frames = np.repeat(imagination.past_frames[-1:], 8, axis=0)
+            return Plan(np.full((8, 2), float(TEXTS.index(goal)) / 4), frames)
+
+        def action(self, plan, step, frame):
+            return plan.actions[step]
+
+    planner = Still()
+    policies = [PlanningPolicy(env, planner) for env in several]
+    assert np.array_equal(act_batch(policies, TEXTS), [[0, 0], [0.25, 0.25], [0.5, 0.5]])

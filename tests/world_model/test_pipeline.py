@@ -78,6 +78,34 @@ def test_a_generator_for_each_sample_makes_it_independent_of_the_batch(model, pa
             model(past, **{"generator": generators, **arguments})
 
 
+@pytest.mark.parametrize("common_noise", [False, True])
+def test_samples_that_share_a_generator_get_what_it_gives_them_alone(model, past, common_noise):
+    def imagine(rows):
+        return model(
+            past[np.repeat(rows, 3)],
+            num_frames=9,  # a second chunk
+            num_inference_steps=1,
+            generator=[torch.Generator().manual_seed(row) for row in rows],
+            common_noise=common_noise,
+            samples_per_generator=3,
+        ).latents
+
+    together = imagine([0, 1])
+    for row in (0, 1):
+        share = together[3 * row : 3 * row + 3]
+        alone = model(
+            past[[row] * 3],
+            num_frames=9,
+            num_inference_steps=1,
+            generator=torch.Generator().manual_seed(row),
+            common_noise=common_noise,
+        ).latents
+        assert torch.allclose(share, alone, atol=1e-4)
+        assert ((share[0] - share[1]).abs().max() < 1e-4) == common_noise
+    with pytest.raises(SfvgenError, match="samples_per_generator=2"):
+        model(past, generator=[seeded(), seeded()], samples_per_generator=2)
+
+
 def test_common_noise_makes_equal_candidates_equal(model, past):
     same = np.repeat(past[:1], 2, axis=0)
     video = model(same, num_frames=3, generator=seeded(), common_noise=True).latents
