@@ -173,11 +173,13 @@ class RecordingMemory:
 
     num_past_frames = 4
 
-    def __init__(self) -> None:
+    def __init__(self, world_model: PointMassWorldModel) -> None:
+        self.world_model = world_model
         self.enabled = True
         self.num_resets = 0
         self.writes: list[tuple[np.ndarray, np.ndarray]] = []
 
+        self.instructions: list[str] = []
     def reset(self, memories: Sequence[int]) -> None:
         assert list(memories) == [0]
         self.num_resets += 1
@@ -200,3 +202,4 @@ class RecordingMemory:
         assert len(actions[0]) == len(chunks[0])
         self.writes.append((previous_chunks[0], chunks[0]))
         return [f"write {len(self.writes)}"]
+        self.instructions += instructions

@@ -18,6 +18,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.frame_skip import FrameSkip
+from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.result import Imagination
 
@@ -127,7 +128,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         if self.memory is not None:
             self.memory.reset([self.memory_index])
         self._observe(observation)
-        self._instruction = str(info.get("instruction", ""))
+        self._instruction = told_instruction(info)
         if self.bank is not None:
             self._begin_recording(self.bank)
         return observation, info
@@ -213,7 +214,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.num_steps += 1
         self._observe(result[0])
         self._chunk.append((np.array(action, np.float32), self._instruction))
-        self._instruction = str(result[4].get("instruction", ""))
+        self._instruction = told_instruction(result[4])
         return result
 
     def _observe(self, observation: Any) -> None:

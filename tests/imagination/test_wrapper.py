@@ -22,7 +22,8 @@ from tests.point_mass import (
 
 @pytest.fixture
 def wrapper():
-    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(), RecordingMemory())
+    model = PointMassWorldModel()
+    env = ImaginationWrapper(PointMassEnv(), model, RecordingMemory(model))
     env.reset(seed=3)
     return env
 
@@ -62,7 +63,8 @@ def test_passes_gymnasiums_checker():
     gym.register("PointMass-v0", entry_point="tests.point_mass:PointMassEnv")
     try:
         env = gym.make("PointMass-v0", render_mode="rgb_array", disable_env_checker=True)
-        wrapped = ImaginationWrapper(env, PointMassWorldModel(), RecordingMemory())
+        model = PointMassWorldModel()
+        wrapped = ImaginationWrapper(env, model, RecordingMemory(model))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # The checker prefers bare envs; a wrapper is what is checked here.
