@@ -59,8 +59,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             together by :func:`imagine_batch`.
 
     Raises:
-        SfvgenError: where the env's actions, camera or time step do not fit the world model, or
-            the bank was opened before the memory was attached.
+        SfvgenError: where the env's actions, camera or time step do not fit the world model, the
+            memory belongs to another one, or the bank was opened before the memory was attached.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env
@@ -93,6 +93,10 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
         if bank is not None:
             bank.check_model()
+        require(
+            memory is None or memory.world_model is world_model,
+            "the memory belongs to another world model: make it from the one that imagines",
+        )
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)

@@ -183,3 +183,10 @@ def test_frame_skip_must_match_the_models():
     model.config.frame_skip = 2
     with pytest.raises(SfvgenError, match="FrameSkip"):
         ImaginationWrapper(PointMassEnv(), model)
+def test_the_memory_of_another_model_is_refused():
+    with pytest.raises(SfvgenError, match="belongs to another world model"):
+        ImaginationWrapper(
+            PointMassEnv(), PointMassWorldModel(), RecordingMemory(PointMassWorldModel())
+        )
+
+
