@@ -246,9 +246,18 @@ def step_batch(
         What ``step`` of each returns.
 
     Raises:
-        SfvgenError: where they do not share their world model and memory.
+        SfvgenError: where they do not share their world model and memory, one is given twice, or
+            there are not as many actions; then none of them is stepped.
     """
     model, memory = _shared(imaginations)
+    require(
+        len(actions) == len(imaginations),
+        f"{len(imaginations)} envs need as many actions, got {len(actions)}",
+    )
+    require(
+        len({id(own) for own in imaginations}) == len(imaginations),
+        "an env can be stepped only once at a time, but one is given twice",
+    )
     results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
     size = model.config.num_future_frames
     complete = [imagination for imagination in imaginations if len(imagination._chunk) == size]
