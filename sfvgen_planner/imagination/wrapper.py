@@ -229,7 +229,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
     def _generator(self, seed: int | None) -> torch.Generator:
         """Noise of a seed, or else of a new one at every call."""
         seed = int(self._seeds.integers(2**63)) if seed is None else seed
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(int(seed))
 
 
 def step_batch(

@@ -119,6 +119,12 @@ def test_candidates_share_their_noise_and_samples_do_not():
     assert not np.array_equal(env.imagine(action).frames, env.imagine(action).frames)
 
 
+def test_a_seed_may_be_a_numpy_number():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.2))
+    env.reset(seed=0)
+    assert np.array_equal(env.imagine(seed=np.int64(1)).frames, env.imagine(seed=1).frames)
+
+
 def test_all_candidates_are_one_call():
     model = PointMassWorldModel(noise=0.1)
     env = ImaginationWrapper(PointMassEnv(), model)
@@ -178,11 +184,6 @@ def test_an_env_without_a_camera_is_refused():
         env.reset(seed=0)
 
 
-def test_frame_skip_must_match_the_models():
-    model = PointMassWorldModel()
-    model.config.frame_skip = 2
-    with pytest.raises(SfvgenError, match="FrameSkip"):
-        ImaginationWrapper(PointMassEnv(), model)
 def test_the_memory_of_another_model_is_refused():
     with pytest.raises(SfvgenError, match="belongs to another world model"):
         ImaginationWrapper(
@@ -190,3 +191,8 @@ def test_the_memory_of_another_model_is_refused():
         )
 
 
+def test_frame_skip_must_match_the_models():
+    model = PointMassWorldModel()
+    model.config.frame_skip = 2
+    with pytest.raises(SfvgenError, match="FrameSkip"):
+        ImaginationWrapper(PointMassEnv(), model)
