@@ -47,6 +47,16 @@ def test_unknown_figures_are_refused(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--num-workers", "--num-envs"])
+def test_a_number_below_one_is_refused_before_any_work(tmp_path, capsys, option):
+    out = tmp_path / "a.json"
+    what = ["--only", "success_rate", "--methods", "random", "--levels", "1", "--episodes", "1"]
+    assert main(["eval", "planning", "--out", str(out), *what, option, "0"]) == 2
+    name = option.removeprefix("--").replace("-", "_")
+    assert told(capsys)[1] == f"error: {name} must be at least 1, got 0\n"
+    assert not out.exists()
+
+
 def test_eval_prints_what_it_writes(tmp_path, capsys):
     out = tmp_path / "a.json"
     only = ["--only", "skill_success_rate_random", "--episodes", "1"]
