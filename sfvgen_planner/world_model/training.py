@@ -232,6 +232,12 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
         )
     bounds = (list(spec.action_low), list(spec.action_high))
     if bounds != (list(model.config.action_low), list(model.config.action_high)):
+    if spec.frame_skip != model.config.frame_skip:
+        raise SfvgenError(
+            f"the store {store.path} has {spec.frame_skip} environment steps per frame, but the "
+            f"model's frames are {model.config.frame_skip} apart; collect again with --frame-skip "
+            f"{model.config.frame_skip}"
+        )
         raise SfvgenError(
             f"the store {store.path} has {spec.action_size} action numbers between {bounds[0]} and "
             f"{bounds[1]}, but the model has {model.action_size} between "

@@ -271,18 +271,24 @@ def test_a_model_that_predicts_noise_goes_on_doing_so(store, tiny_checkpoint, mo
     assert any((old[key].half() != new[key].half()).any() for key in old)
 
 
-def test_going_on_with_other_images_or_actions_is_refused(store, tmp_path, capsys):
+def test_going_on_with_other_data_is_refused(store, tmp_path, capsys):
     from sfvgen_planner.cli.main import main
     from sfvgen_planner.world_model import tiny_world_model
 
     (tmp_path / "finetune.yaml").write_text(FINETUNE)
     arguments = ["--recipe", f"{tmp_path}/finetune.yaml", "--data", f"{store}/data"]
     arguments += ["--out", f"{tmp_path}/run", "--init-from"]
-    for sizes, words in (({"image_size": 32}, "32x32"), ({"action_size": 2}, "model has 2")):
+    for sizes, frame_skip, words in (
+        ({"image_size": 32}, 1, "32x32"),
+        ({"action_size": 2}, 1, "model has 2"),
+        ({}, 5, "frames are 5 apart"),
+    ):
         from sfvgen_policies.inverse_dynamics import InverseDynamics
 
         folder = tmp_path / words.replace(" ", "")
-        tiny_world_model(**sizes).save_pretrained(folder)
+        model = tiny_world_model(**sizes)
+        model.register_to_config(frame_skip=frame_skip)
+        model.save_pretrained(folder)
         InverseDynamics(block_out_channels=(8, 8)).save_pretrained(folder / "inverse_dynamics")
         assert main(["train", *arguments, str(folder)]) == 2
         assert words in capsys.readouterr().err
