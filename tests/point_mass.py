@@ -178,8 +178,8 @@ class RecordingMemory:
         self.enabled = True
         self.num_resets = 0
         self.writes: list[tuple[np.ndarray, np.ndarray]] = []
-
         self.instructions: list[str] = []
+
     def reset(self, memories: Sequence[int]) -> None:
         assert list(memories) == [0]
         self.num_resets += 1
@@ -201,5 +201,5 @@ class RecordingMemory:
         assert len(previous_chunks) == len(chunks) == len(instructions) == len(actions) == 1
         assert len(actions[0]) == len(chunks[0])
         self.writes.append((previous_chunks[0], chunks[0]))
-        return [f"write {len(self.writes)}"]
         self.instructions += instructions
+        return [f"write {len(self.writes)}"]

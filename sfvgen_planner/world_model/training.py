@@ -113,6 +113,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     held_out = None
     if recipe.world_model is not None and recipe.world_model.eval_every:
         table, held_out = table.split(HELD_OUT_EVERY)
+    if (slow := recipe.world_model) is not None:
+        table.window_starts(slow.num_past_frames + slow.num_future_frames)
 
     def learn(
         stage: str,
@@ -142,7 +144,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         if not recipe.autoencoder.decoder_only:
             calibrate_latents(model.vae, table)
     model.vae.requires_grad_(False)
-    if (slow := recipe.world_model) is not None:
+    if slow is not None:
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
             # A base model goes on predicting what it was pretrained to predict.
             model.register_modules(scheduler=build_scheduler(slow.prediction, slow.shift))
@@ -230,14 +232,14 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
             f"the store {store.path} has images of {spec.image_size[0]}x{spec.image_size[1]}, but "
             f"the model imagines {side}x{side}; collect again with --image-size {side}"
         )
-    bounds = (list(spec.action_low), list(spec.action_high))
-    if bounds != (list(model.config.action_low), list(model.config.action_high)):
     if spec.frame_skip != model.config.frame_skip:
         raise SfvgenError(
             f"the store {store.path} has {spec.frame_skip} environment steps per frame, but the "
             f"model's frames are {model.config.frame_skip} apart; collect again with --frame-skip "
             f"{model.config.frame_skip}"
         )
+    bounds = (list(spec.action_low), list(spec.action_high))
+    if bounds != (list(model.config.action_low), list(model.config.action_high)):
         raise SfvgenError(
             f"the store {store.path} has {spec.action_size} action numbers between {bounds[0]} and "
             f"{bounds[1]}, but the model has {model.action_size} between "

@@ -343,6 +343,16 @@ def test_wrong_recipe_is_one_sentence(store, tmp_path, capsys, change, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_too_short_episodes_are_told_before_any_work(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    arguments += ["--set", "world_model.num_future_frames=1000", "--out", f"{tmp_path}/run"]
+    assert main(["train", *arguments]) == 2
+    assert "window of 1004 frames" in capsys.readouterr().err
+    assert not (tmp_path / "run/autoencoder").exists()
+
+
 def test_missing_recipe_and_store_are_named(store, tmp_path, capsys):
     from sfvgen_planner.cli.main import main
 
