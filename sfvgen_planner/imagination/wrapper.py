@@ -264,6 +264,12 @@ def step_batch(
     try:
         if memory is not None and complete:
             _write_chunks(memory, complete)
+    except BaseException:
+        # What comes later must not look as if it followed on a chunk that a bank lacks.
+        for imagination in complete:
+            if imagination._recording is not None:
+                imagination._recording.close()
+        raise
     finally:
         for imagination in complete:
             imagination._chunk = []
