@@ -334,6 +334,11 @@ def test_an_episode_being_written_is_not_its_own_past(tmp_path, model):
     bank.close()
 
 
+def play_chunk(envs):
+    for _ in range(8):
+        step_batch(envs, np.zeros((len(envs), 4), np.float32))
+
+
 def full(*arguments):
     """What writing to a full disk does."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -366,17 +371,13 @@ def test_envs_side_by_side_do_not_follow_on_a_missing_chunk_either(tmp_path, mon
         ]
         for seed, env in enumerate(envs):
             env.reset(seed=seed)
-        actions = np.zeros((2, 4), np.float32)
-        for _ in range(8):
-            step_batch(envs, actions)
+        play_chunk(envs)
         with monkeypatch.context() as patch:
             patch.setattr(bank_episode, "save_file", full)
             with pytest.raises(SfvgenError, match="No space left"):
-                for _ in range(8):
-                    step_batch(envs, actions)
+                play_chunk(envs)
         with pytest.raises(SfvgenError, match="is closed"):
-            for _ in range(8):
-                step_batch(envs[1:], actions[1:])
+            play_chunk(envs[1:])
         assert [len(episode) for episode in bank] == [1, 1]
 
 
