@@ -13,7 +13,7 @@ from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.world_model.autoencoder import (
     AutoencoderObjective,
     build_autoencoder,
@@ -186,7 +186,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         calibrate(head, unseen, model)
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
-        save_checkpoint(models, final)
+        with writing_errors(final):
+            save_checkpoint(models, final)
     accelerator.wait_for_everyone()
     return final
 
