@@ -353,6 +353,22 @@ def test_too_short_episodes_are_told_before_any_work(store, tmp_path, capsys):
     assert not (tmp_path / "run/autoencoder").exists()
 
 
+def test_training_goes_on_from_a_model_by_its_name(store, tmp_path, capsys, monkeypatch):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import training
+    from sfvgen_planner.world_model.shipped import shipped_folder
+
+    given = []
+    monkeypatch.setattr(training, "load_models", lambda folder: given.append(folder) or 1 / 0)
+    arguments = ["train", "--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from"]
+    with pytest.raises(ZeroDivisionError):
+        main([*arguments, "tabletop"])
+    assert given == [shipped_folder("tabletop")]
+    assert main([*arguments, "nothing"]) == 2
+    assert "no model called nothing" in capsys.readouterr().err
+
+
 def test_missing_recipe_and_store_are_named(store, tmp_path, capsys):
     from sfvgen_planner.cli.main import main
 
