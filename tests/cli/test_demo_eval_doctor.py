@@ -47,6 +47,14 @@ def test_unknown_figures_are_refused(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_plot_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sfvgen_planner.evaluation.measure.measure", None)
+    (tmp_path / "file").touch()
+    plot = str(tmp_path / "file" / "plot.png")
+    assert main(["eval", "policy", "--out", str(tmp_path / "a.json"), "--plot", plot]) == 2
+    assert told(capsys)[1].startswith("error: cannot write to the output folder")
+
+
 @pytest.mark.parametrize("option", ["--num-workers", "--num-envs"])
 def test_a_number_below_one_is_refused_before_any_work(tmp_path, capsys, option):
     out = tmp_path / "a.json"
