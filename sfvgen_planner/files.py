@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from sfvgen_planner.errors import SfvgenError
 
 
@@ -31,6 +33,22 @@ def prepare_folder(folder: Path) -> Path:
 
 
 @contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turn what is raised where ``path`` cannot be written, as on a full disk, into one sentence.
+
+    For what is appended, or written under another name first.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SfvgenError(
+            f"cannot write {path} ({reason}); make room or choose another folder, what was there "
+            "before is kept"
+        ) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, which takes its place once it is written in full."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -45,8 +63,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one go."""
-    with replacing(path) as temporary:
+    """Write a text file in one go.
+
+    Raises:
+        SfvgenError: it cannot be written; what was there before is kept.
+    """
+    with writing_errors(path), replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -173,10 +173,12 @@ class RecordingMemory:
 
     num_past_frames = 4
 
-    def __init__(self) -> None:
+    def __init__(self, world_model: PointMassWorldModel) -> None:
+        self.world_model = world_model
         self.enabled = True
         self.num_resets = 0
         self.writes: list[tuple[np.ndarray, np.ndarray]] = []
+        self.instructions: list[str] = []
 
     def reset(self, memories: Sequence[int]) -> None:
         assert list(memories) == [0]
@@ -199,4 +201,5 @@ class RecordingMemory:
         assert len(previous_chunks) == len(chunks) == len(instructions) == len(actions) == 1
         assert len(actions[0]) == len(chunks[0])
         self.writes.append((previous_chunks[0], chunks[0]))
+        self.instructions += instructions
         return [f"write {len(self.writes)}"]

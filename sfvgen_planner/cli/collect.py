@@ -6,6 +6,10 @@ from typing import Any
 
 from sfvgen_planner.errors import SfvgenError
 
+_SOURCE_OPTIONS = ("policy", "episodes", "seed", "env_kwargs", "policy_kwargs")
+_STORE_OPTIONS = ("frame_skip", "image_size")
+"""Options that are keys of a recipe, of a source and of the whole."""
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
@@ -22,14 +26,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--num-workers", type=int, default=1, metavar="N", help="processes (default: 1)"
     )
-    single = parser.add_argument_group("with --env")
-    single.add_argument("--policy", default="random", metavar="NAME", help="name or module:Class")
-    single.add_argument("--episodes", type=int, default=10, metavar="N", help="default: 10")
-    single.add_argument("--seed", type=int, default=0, metavar="S", help="of the first episode")
-    single.add_argument("--env-kwargs", default="{}", metavar="JSON", help="of gymnasium.make")
-    single.add_argument("--policy-kwargs", default="{}", metavar="JSON", help="of the policy")
+    single = parser.add_argument_group("with --env; a recipe says these itself")
+    single.add_argument("--policy", metavar="NAME", help="name or module:Class (default: random)")
+    single.add_argument("--episodes", type=int, metavar="N", help="default: 10")
+    single.add_argument("--seed", type=int, metavar="S", help="of the first episode (default: 0)")
+    single.add_argument("--env-kwargs", metavar="JSON", help="of gymnasium.make")
+    single.add_argument("--policy-kwargs", metavar="JSON", help="of the policy")
     single.add_argument(
-        "--frame-skip", type=int, default=1, metavar="K", help="environment steps per frame"
+        "--frame-skip", type=int, metavar="K", help="environment steps per frame (default: 1)"
     )
     single.add_argument(
         "--image-size", type=int, metavar="N", help="height and width in pixels (default: camera's)"
@@ -42,23 +46,23 @@ def run(args: argparse.Namespace) -> int:
     from sfvgen_planner.data.collect import collect_recipe
     from sfvgen_planner.data.recipe import DataRecipe, validated
 
+    given = {
+        name: getattr(args, name)
+        for name in (*_SOURCE_OPTIONS, *_STORE_OPTIONS)
+        if getattr(args, name) is not None
+    }
     if args.recipe is not None:
+        for name in given:
+            option = f"--{name.replace('_', '-')}"
+            raise SfvgenError(f"{option} goes with --env; with --recipe, change it in the recipe")
         recipe = DataRecipe.load(args.recipe)
     else:
-        source = {
-            "env_id": args.env,
-            "policy": args.policy,
-            "episodes": args.episodes,
-            "seed": args.seed,
-            "env_kwargs": json_object(args.env_kwargs, "--env-kwargs"),
-            "policy_kwargs": json_object(args.policy_kwargs, "--policy-kwargs"),
-        }
-        values = {
-            "sources": [source],
-            "frame_skip": args.frame_skip,
-            "image_size": args.image_size,
-        }
-        recipe = validated(DataRecipe, values, "options")
+        for name in given.keys() & {"env_kwargs", "policy_kwargs"}:
+            given[name] = json_object(given[name], f"--{name.replace('_', '-')}")
+        source = {"env_id": args.env, "policy": "random", "episodes": 10}
+        source |= {name: given[name] for name in given.keys() & _SOURCE_OPTIONS}
+        values = {name: given[name] for name in given.keys() & _STORE_OPTIONS}
+        recipe = validated(DataRecipe, {"sources": [source], **values}, "options")
     store = collect_recipe(recipe, args.out, args.num_workers)
     height, width = store.spec.image_size
     num_frames = sum(store.num_steps) + len(store)

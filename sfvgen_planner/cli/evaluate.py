@@ -284,8 +284,10 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, env_kwargs=json_object(args.env_kwargs, "--env-kwargs"))
     if picture is not None:
         from sfvgen_planner.evaluation.plotting import require_matplotlib
+        from sfvgen_planner.files import prepare_folder
 
         require_matplotlib()
+        prepare_folder(picture.parent)
     for figure in measure(out, config, module.FIGURES, args.only):
         low, high = figure.ci95
         told = " ".join(f"{key}={value}" for key, value in figure.fields.items())

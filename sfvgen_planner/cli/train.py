@@ -16,8 +16,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_recipe_arguments(parser, "world_model.prediction=epsilon")
     parser.add_argument(
         "--init-from",
-        metavar="DIR",
-        help="checkpoint folder to go on from; the recipe's stages continue it",
+        metavar="MODEL",
+        help="shipped model or checkpoint folder to go on from; the recipe's stages continue it",
     )
     parser.set_defaults(run=run, resumes=True)
 
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from sfvgen_planner.world_model.recipe import Recipe
+    from sfvgen_planner.world_model.shipped import shipped_folder
     from sfvgen_planner.world_model.training import train_recipe
 
     recipe = Recipe.load(Path(args.recipe), args.set)
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         recipe,
         Path(args.data),
         Path(args.out),
-        Path(args.init_from) if args.init_from else None,
+        None if args.init_from is None else shipped_folder(args.init_from),
     )
     if PartialState().is_main_process:
         print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")

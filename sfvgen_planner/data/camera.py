@@ -69,6 +69,10 @@ def _render(env: gym.Env[Any, Any]) -> object:
         return env.render()
     except gym.error.Error as error:
         raise SfvgenError(f"{_name(env)} cannot be filmed: {error}") from error
+    except NotImplementedError as error:
+        raise SfvgenError(
+            f"{_name(env)} shows no camera picture: its observation is none and it has no render()"
+        ) from error
 
 
 def _is_picture(value: object) -> TypeIs[FrameArray]:

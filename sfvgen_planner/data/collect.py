@@ -14,7 +14,7 @@ from sfvgen_planner.data.environment import action_box
 from sfvgen_planner.data.episode import EpisodeSource
 from sfvgen_planner.data.player import EpisodePlayer, EpisodeTask
 from sfvgen_planner.data.recipe import DataRecipe, validated
-from sfvgen_planner.data.rollout import checked_action
+from sfvgen_planner.data.rollout import checked_action, told_instruction
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, require_free_folder
 from sfvgen_planner.workers import check_num_workers, play_all
@@ -114,7 +114,7 @@ def _probe(recipe: DataRecipe, player: EpisodePlayer) -> StoreSpec:
         space = action_box(env)
         observation, info = env.reset(seed=source.seed)
         policy.reset(source.seed)
-        checked_action(policy.act(observation, str(info.get("instruction", ""))), space, 0)
+        checked_action(policy.act(observation, told_instruction(info)), space, 0)
         frame = camera_frame(env, observation, recipe.image_size)
         proprio = proprioception(observation)
         specs.append(

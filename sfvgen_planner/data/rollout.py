@@ -127,10 +127,15 @@ class EpisodeRecorder:
 
     def _observe(self, observation: Any, info: dict[str, Any]) -> None:
         self.observation, self._info = observation, info
-        self.instruction = str(info.get("instruction", ""))
+        self.instruction = told_instruction(info)
         # Environments may reuse their observation's memory: frames are copied.
         self._frames.append(camera_frame(self._env, observation, self._image_size).copy())
         self._sensed.append(proprioception(observation))
+
+
+def told_instruction(info: Mapping[str, Any]) -> str:
+    """What an environment tells the robot to do; empty where it tells nothing."""
+    return str(info.get("instruction") or "")
 
 
 def _success(info: Mapping[str, Any]) -> bool | None:

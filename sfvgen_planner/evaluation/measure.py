@@ -118,11 +118,15 @@ def measure(
             written together.
 
     Raises:
-        SfvgenError: a figure is unknown, or ``out`` cannot be written.
+        SfvgenError: a figure is unknown, a number of processes or environments is below 1, or
+            ``out`` cannot be written.
     """
     names = list(parts if only is None else only)
     for name in names:
         require(name in parts, f"there is no figure {name!r}; choose from {', '.join(parts)}")
+    for setting in ("num_workers", "num_envs"):
+        number = getattr(config, setting)
+        require(number >= 1, f"{setting} must be at least 1, got {number}")
     prepare_folder(out.parent)
     read_rows(out)
     config = replace(config, folder=out.parent, figures=tuple(names))

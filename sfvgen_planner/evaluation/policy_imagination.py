@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.environment import Environment
+from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.evaluation.chunks import imagine_frames
 from sfvgen_planner.evaluation.policy_ladder import Rung
 from sfvgen_planner.imagination import ImaginationWrapper, Start, WorldModelEnv
@@ -23,7 +24,7 @@ def real_starts(env: Environment, seeds: Sequence[int], image_size: int) -> list
     for seed in seeds:
         observation, info = env.reset(seed=seed)
         frame = camera_frame(env, observation, image_size).copy()
-        starts.append(Start(frame[None], str(info.get("instruction", ""))))
+        starts.append(Start(frame[None], told_instruction(info)))
     return starts
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import EpisodeSource
-from sfvgen_planner.data.rollout import record_episode
+from sfvgen_planner.data.rollout import record_episode, told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, replacing
 from sfvgen_planner.imagination import ObservationEncoder, Start
@@ -105,7 +105,7 @@ def record_starts(
         for seed in count(TRAINING_SEED):
             episode = record_episode(env, actor, seed, EpisodeSource(), image_size)
             # Asked of the policy that will learn, whether or not this one listens.
-            instruction = str(episode.info.get("instruction") or "")
+            instruction = told_instruction(episode.info)
             length = len(episode.actions)
             starts += [
                 Start(episode.frames[now + 1 - num_past_frames : now + 1], instruction)

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
 from sfvgen_planner.imagination.infos import env_info
@@ -125,7 +126,7 @@ class EncodedVecEnv(VecEnvWrapper):
         """Begin all episodes anew."""
         frames: Any = self.venv.reset()
         self.reset_infos = self.venv.reset_infos
-        return self._encoder(frames, [_instruction(info) for info in self.reset_infos])
+        return self._encoder(frames, [told_instruction(info) for info in self.reset_infos])
 
     def step_wait(
         self,
@@ -141,7 +142,7 @@ class EncodedVecEnv(VecEnvWrapper):
         told += [infos[row] for row in ended]
         encoded = self._encoder(
             np.concatenate([frames, *(frame[None] for frame in last)]),
-            [_instruction(info) for info in told],
+            [told_instruction(info) for info in told],
         )
         for row, place in zip(ended, range(len(dones), len(told)), strict=True):
             infos[row]["terminal_observation"] = {
@@ -149,7 +150,3 @@ class EncodedVecEnv(VecEnvWrapper):
             }
         observations = {name: values[: len(dones)] for name, values in encoded.items()}
         return observations, rewards, dones, infos
-
-
-def _instruction(info: dict[str, Any]) -> str:
-    return str(info.get("instruction") or "")

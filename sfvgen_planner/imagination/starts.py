@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sfvgen_planner.data.camera import camera_frame
+from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.data.windows import WindowSource
 from sfvgen_planner.errors import SfvgenError
 
@@ -61,7 +62,7 @@ class EnvStarts:
         observation, info = self.env.reset(seed=int(rng.integers(2**31)))
         # An environment may draw the next frame into the same memory.
         frame = camera_frame(self.env, observation, self.image_size).copy()
-        return Start(frame[None], info.get("instruction") or "")
+        return Start(frame[None], told_instruction(info))
 
 
 class StoreStarts:

@@ -180,8 +180,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 do not fit the model.
         """
         seeds = [seed] * self.num_envs if seed is None else seed
-        if isinstance(seeds, int):
-            seeds = range(seeds, seeds + self.num_envs)
+        if isinstance(seeds, (int, np.integer)):
+            seeds = range(int(seeds), int(seeds) + self.num_envs)
         require(len(seeds) == self.num_envs, f"{self.num_envs} environments got {len(seeds)} seeds")
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         require(

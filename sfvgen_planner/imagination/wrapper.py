@@ -18,6 +18,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.frame_skip import FrameSkip
+from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.result import Imagination
 
@@ -58,8 +59,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             together by :func:`imagine_batch`.
 
     Raises:
-        SfvgenError: where the env's actions, camera or time step do not fit the world model, or
-            the bank was opened before the memory was attached.
+        SfvgenError: where the env's actions, camera or time step do not fit the world model, the
+            memory belongs to another one, or the bank was opened before the memory was attached.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env
@@ -92,6 +93,10 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
         if bank is not None:
             bank.check_model()
+        require(
+            memory is None or memory.world_model is world_model,
+            "the memory belongs to another world model: make it from the one that imagines",
+        )
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
@@ -127,7 +132,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         if self.memory is not None:
             self.memory.reset([self.memory_index])
         self._observe(observation)
-        self._instruction = str(info.get("instruction", ""))
+        self._instruction = told_instruction(info)
         if self.bank is not None:
             self._begin_recording(self.bank)
         return observation, info
@@ -213,7 +218,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.num_steps += 1
         self._observe(result[0])
         self._chunk.append((np.array(action, np.float32), self._instruction))
-        self._instruction = str(result[4].get("instruction", ""))
+        self._instruction = told_instruction(result[4])
         return result
 
     def _observe(self, observation: Any) -> None:
@@ -224,7 +229,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
     def _generator(self, seed: int | None) -> torch.Generator:
         """Noise of a seed, or else of a new one at every call."""
         seed = int(self._seeds.integers(2**63)) if seed is None else seed
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(int(seed))
 
 
 def step_batch(
@@ -241,15 +246,30 @@ def step_batch(
         What ``step`` of each returns.
 
     Raises:
-        SfvgenError: where they do not share their world model and memory.
+        SfvgenError: where they do not share their world model and memory, one is given twice, or
+            there are not as many actions; then none of them is stepped.
     """
     model, memory = _shared(imaginations)
+    require(
+        len(actions) == len(imaginations),
+        f"{len(imaginations)} envs need as many actions, got {len(actions)}",
+    )
+    require(
+        len({id(own) for own in imaginations}) == len(imaginations),
+        "an env can be stepped only once at a time, but one is given twice",
+    )
     results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
     size = model.config.num_future_frames
     complete = [imagination for imagination in imaginations if len(imagination._chunk) == size]
     try:
         if memory is not None and complete:
             _write_chunks(memory, complete)
+    except BaseException:
+        # What comes later must not look as if it followed on a chunk that a bank lacks.
+        for imagination in complete:
+            if imagination._recording is not None:
+                imagination._recording.close()
+        raise
     finally:
         for imagination in complete:
             imagination._chunk = []

@@ -182,7 +182,8 @@ class EpisodeWriter:
 
         Raises:
             SfvgenError: the parts do not fit each other, the episode is closed, or the disk is
-                full (the chunks before this one stay).
+                full. Then the chunks before this one stay and the episode is closed: a chunk that
+                came later would look as if it followed on them.
         """
         require(self._on_close is not None, f"the recording of {self.path} is closed")
         require(
@@ -201,7 +202,11 @@ class EpisodeWriter:
         }
         tensors |= {_MEMORY_PREFIX + name: value.contiguous() for name, value in state.items()}
         file = self.path / f"chunk_{self._num_chunks:05d}.safetensors"
-        _save(file, tensors, {"instructions": json.dumps(list(instructions))})
+        try:
+            _save(file, tensors, {"instructions": json.dumps(list(instructions))})
+        except SfvgenError:
+            self.close()
+            raise
         self._num_chunks += 1
         self._on_chunk()
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
-from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.adapter_files import MEMORY_FOLDER, read_adapter, write_adapter
 from sfvgen_planner.memory.config import MemoryConfig
@@ -98,7 +98,8 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
         write_more = None if adapters is None else _detached(adapters)
-        save_checkpoint(models, final, write_more)
+        with writing_errors(final):
+            save_checkpoint(models, final, write_more)
     accelerator.wait_for_everyone()
     return final
 

@@ -129,17 +129,19 @@ def _check_weights(folder: Path, variant: str | None) -> None:
 
 
 def _check_manifest(folder: Path) -> None:
-    files = _read_json(folder / MANIFEST, folder)["files"]
-    for name, recorded in files.items():
+    try:
+        files = _read_json(folder / MANIFEST, folder)["files"]
+        recorded = {name: (file["bytes"], file["sha256"]) for name, file in files.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SfvgenError(f"{folder / MANIFEST} is no list of checksums; copy it again") from error
+    for name, (num_bytes, sha) in recorded.items():
         path = folder / name
         if not path.is_file():
             raise SfvgenError(f"the checkpoint {folder} lacks the file {name}; restore it")
         size = path.stat().st_size
-        if size < recorded["bytes"]:
-            raise SfvgenError(
-                f"{path} is cut short ({size} of {recorded['bytes']} bytes); copy it again"
-            )
-        if _sha(path) != recorded["sha256"]:
+        if size < num_bytes:
+            raise SfvgenError(f"{path} is cut short ({size} of {num_bytes} bytes); copy it again")
+        if _sha(path) != sha:
             raise SfvgenError(
                 f"{path} is not the file this checkpoint was saved with; copy it again, or save "
                 "the changed model with save_pretrained"

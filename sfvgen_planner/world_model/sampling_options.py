@@ -1,5 +1,6 @@
 """How a video is sampled: steps, guidance and noise."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ class SamplingOptions:
 
     Attributes:
         num_inference_steps: Denoiser calls per chunk.
-        guidance_scale: Of classifier-free guidance, at least 1.
+        guidance_scale: Of classifier-free guidance, finite and at least 1.
         generator: Source of the noise; the global one by default, or one for each
             `samples_per_generator` samples, in order.
         samples_per_generator: Samples that share one of a list of generators.
@@ -36,8 +37,10 @@ class SamplingOptions:
             raise SfvgenError(
                 f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
             )
-        if not self.guidance_scale >= 1:
-            raise SfvgenError(f"guidance_scale must be at least 1, got {self.guidance_scale}")
+        if not 1 <= self.guidance_scale < math.inf:
+            raise SfvgenError(
+                f"guidance_scale must be finite and at least 1, got {self.guidance_scale}"
+            )
 
     def check_generators(self, batch: int) -> None:
         """Raise an `SfvgenError` unless a list of generators fits a batch of this size."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.files import writing_errors
 from sfvgen_planner.world_model.captured_step import CapturedStep
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
@@ -113,7 +114,8 @@ def train(
     Raises:
         KeyboardInterrupt: The run was interrupted, after its checkpoint was written. Several
             processes stop together once one of them was, `STOP_EVERY` steps later at most.
-        SfvgenError: A checkpoint in `folder` belongs to another model, or the loss is not finite.
+        SfvgenError: A checkpoint in `folder` belongs to another model, the loss is not finite, or
+            `folder` can't be written any more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module.to(accelerator.device)
@@ -204,13 +206,15 @@ def train(
                         metrics |= evaluation.evaluate(step)
                 since += time.perf_counter() - paused
             if metrics:
-                log.write(step, metrics)
+                with writing_errors(folder):
+                    log.write(step, metrics)
             due = step % optimisation.checkpoint_every == 0 or is_last
             stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
             if due or stopping:
                 tensors = _tensors(module, optimiser, ema, accelerator.is_main_process)
                 if accelerator.is_main_process:
-                    _save(folder, step, tensors, optimisation)
+                    with writing_errors(folder):
+                        _save(folder, step, tensors, optimisation)
             if stopping:
                 # A launcher ends all processes as soon as one has left.
                 accelerator.wait_for_everyone()

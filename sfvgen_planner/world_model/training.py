@@ -13,7 +13,7 @@ from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.world_model.autoencoder import (
     AutoencoderObjective,
     build_autoencoder,
@@ -113,6 +113,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     held_out = None
     if recipe.world_model is not None and recipe.world_model.eval_every:
         table, held_out = table.split(HELD_OUT_EVERY)
+    if (slow := recipe.world_model) is not None:
+        table.window_starts(slow.num_past_frames + slow.num_future_frames)
 
     def learn(
         stage: str,
@@ -142,7 +144,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         if not recipe.autoencoder.decoder_only:
             calibrate_latents(model.vae, table)
     model.vae.requires_grad_(False)
-    if (slow := recipe.world_model) is not None:
+    if slow is not None:
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
             # A base model goes on predicting what it was pretrained to predict.
             model.register_modules(scheduler=build_scheduler(slow.prediction, slow.shift))
@@ -184,7 +186,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         calibrate(head, unseen, model)
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
-        save_checkpoint(models, final)
+        with writing_errors(final):
+            save_checkpoint(models, final)
     accelerator.wait_for_everyone()
     return final
 
@@ -229,6 +232,12 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
         raise SfvgenError(
             f"the store {store.path} has images of {spec.image_size[0]}x{spec.image_size[1]}, but "
             f"the model imagines {side}x{side}; collect again with --image-size {side}"
+        )
+    if spec.frame_skip != model.config.frame_skip:
+        raise SfvgenError(
+            f"the store {store.path} has {spec.frame_skip} environment steps per frame, but the "
+            f"model's frames are {model.config.frame_skip} apart; collect again with --frame-skip "
+            f"{model.config.frame_skip}"
         )
     bounds = (list(spec.action_low), list(spec.action_high))
     if bounds != (list(model.config.action_low), list(model.config.action_high)):

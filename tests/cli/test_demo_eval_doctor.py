@@ -47,6 +47,24 @@ def test_unknown_figures_are_refused(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_plot_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sfvgen_planner.evaluation.measure.measure", None)
+    (tmp_path / "file").touch()
+    plot = str(tmp_path / "file" / "plot.png")
+    assert main(["eval", "policy", "--out", str(tmp_path / "a.json"), "--plot", plot]) == 2
+    assert told(capsys)[1].startswith("error: cannot write to the output folder")
+
+
+@pytest.mark.parametrize("option", ["--num-workers", "--num-envs"])
+def test_a_number_below_one_is_refused_before_any_work(tmp_path, capsys, option):
+    out = tmp_path / "a.json"
+    what = ["--only", "success_rate", "--methods", "random", "--levels", "1", "--episodes", "1"]
+    assert main(["eval", "planning", "--out", str(out), *what, option, "0"]) == 2
+    name = option.removeprefix("--").replace("-", "_")
+    assert told(capsys)[1] == f"error: {name} must be at least 1, got 0\n"
+    assert not out.exists()
+
+
 def test_eval_prints_what_it_writes(tmp_path, capsys):
     out = tmp_path / "a.json"
     only = ["--only", "skill_success_rate_random", "--episodes", "1"]

@@ -124,6 +124,10 @@ def test_collect_from_a_recipe(tmp_path: Path) -> None:
         (["collect", "--env", COUNTING, "--out", "{tmp}/s", "--env-kwargs", "[1]"], "JSON object"),
         (["collect", "--env", COUNTING, "--out", "/proc/self/no/s"], "cannot make the folder"),
         (["collect", "--recipe", "{tmp}/no.yaml", "--out", "{tmp}/s"], "cannot read the recipe"),
+        (
+            ["collect", "--recipe", "{tmp}/no.yaml", "--episodes", "3", "--out", "{tmp}/s"],
+            "--episodes goes with --env",
+        ),
         (["convert", "{tmp}/a", "{tmp}/b"], "the other minari:DATASET-ID"),
         (["convert", "{tmp}/a", "minari:a-v0"], "it does not exist"),
         (["convert", "minari:a", "{tmp}/b"], "with a version at the end"),

@@ -57,6 +57,14 @@ def test_environment_without_a_camera() -> None:
         camera_frame(env, np.zeros(2))
 
 
+def test_environment_that_cannot_render() -> None:
+    class Blind(gym.Env[np.ndarray, np.ndarray]):
+        """Has no `render`."""
+
+    with pytest.raises(SfvgenError, match=r"Blind.* shows no camera picture.*no render\(\)"):
+        camera_frame(Blind(), np.zeros(2))
+
+
 def test_proprioception() -> None:
     vector = np.array([1.0, 2.0])
     for observation in (vector, {"image": PICTURE, "proprio": vector}, {"observation": vector}):

@@ -209,6 +209,10 @@ def test_what_does_not_belong_together_is_refused():
         imagine_batch([])
     with pytest.raises(SfvgenError, match="2 envs need as many actions, instructions and seeds"):
         imagine_batch(envs, seeds=[1])
+    for wrong, message in ((envs, "2 envs need as many actions, got 1"), ([envs[0]] * 2, "twice")):
+        with pytest.raises(SfvgenError, match=message):
+            step_batch(wrong, np.zeros((1 if wrong is envs else 2, 2)))
+    assert [env.num_steps for env in envs] == [0, 0]
     with pytest.raises(SfvgenError, match="as many actions, as long"):
         imagine_batch(envs, [np.zeros((3, 2)), np.zeros((4, 2))])
     model = new_model()

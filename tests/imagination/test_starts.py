@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from sfvgen_planner.data import Episode, EpisodeStore, StoreSpec, load_all
+from sfvgen_planner.data import Episode, EpisodeSource, EpisodeStore, StoreSpec, load_all
+from sfvgen_planner.data.rollout import EpisodeRecorder
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import EnvStarts, Start, StoreStarts
-from tests.point_mass import PointMassEnv, draw
+from sfvgen_planner.imagination import EnvStarts, ImaginationWrapper, Start, StoreStarts
+from tests.point_mass import PointMassEnv, PointMassWorldModel, RecordingMemory, draw
 
 SPEC = StoreSpec("Test-v0", 1, (16, 16), (-1.0, -1.0), (1.0, 1.0))
 
@@ -21,6 +22,25 @@ def test_an_env_start_is_its_first_frame_and_instruction():
     other = EnvStarts(env)(np.random.default_rng(1))
     assert not np.array_equal(start.frames, other.frames)
     assert EnvStarts(env, 64)(np.random.default_rng(0)).frames.shape == (1, 64, 64, 3)
+
+
+class Silent(PointMassEnv):
+    """Says that there is no instruction."""
+
+    def _info(self):
+        return {"instruction": None}
+
+
+def test_no_instruction_is_not_the_word_none():
+    assert EnvStarts(Silent())(np.random.default_rng(0)).instruction == ""
+    assert EpisodeRecorder(Silent(), 0, EpisodeSource()).instruction == ""
+    model = PointMassWorldModel()
+    memory = RecordingMemory(model)
+    imagination = ImaginationWrapper(Silent(), model, memory)
+    imagination.reset(seed=0)
+    for _ in range(8):
+        imagination.step(np.zeros(2, np.float32))
+    assert memory.instructions == [""]
 
 
 @pytest.fixture

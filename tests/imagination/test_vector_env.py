@@ -216,6 +216,7 @@ def test_seeds_make_episodes_repeatable():
 
     first = episode(5)
     assert np.array_equal(first, episode(5))
+    assert np.array_equal(first, episode(np.int64(5)))
     assert np.array_equal(first, episode([5, 6]))
     assert envs.np_random_seed == (5, 6)
     assert not np.array_equal(first, episode(6))

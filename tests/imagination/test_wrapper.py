@@ -22,7 +22,8 @@ from tests.point_mass import (
 
 @pytest.fixture
 def wrapper():
-    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(), RecordingMemory())
+    model = PointMassWorldModel()
+    env = ImaginationWrapper(PointMassEnv(), model, RecordingMemory(model))
     env.reset(seed=3)
     return env
 
@@ -62,7 +63,8 @@ def test_passes_gymnasiums_checker():
     gym.register("PointMass-v0", entry_point="tests.point_mass:PointMassEnv")
     try:
         env = gym.make("PointMass-v0", render_mode="rgb_array", disable_env_checker=True)
-        wrapped = ImaginationWrapper(env, PointMassWorldModel(), RecordingMemory())
+        model = PointMassWorldModel()
+        wrapped = ImaginationWrapper(env, model, RecordingMemory(model))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # The checker prefers bare envs; a wrapper is what is checked here.
@@ -115,6 +117,12 @@ def test_candidates_share_their_noise_and_samples_do_not():
     assert np.array_equal(samples, env.imagine(action, num_samples=3, seed=1).frames)
     assert not np.array_equal(samples, env.imagine(action, num_samples=3, seed=2).frames)
     assert not np.array_equal(env.imagine(action).frames, env.imagine(action).frames)
+
+
+def test_a_seed_may_be_a_numpy_number():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.2))
+    env.reset(seed=0)
+    assert np.array_equal(env.imagine(seed=np.int64(1)).frames, env.imagine(seed=1).frames)
 
 
 def test_all_candidates_are_one_call():
@@ -174,6 +182,13 @@ def test_an_env_without_a_camera_is_refused():
     env = ImaginationWrapper(PointMassEnv(render_mode=None), PointMassWorldModel())
     with pytest.raises(SfvgenError, match="rgb_array"):
         env.reset(seed=0)
+
+
+def test_the_memory_of_another_model_is_refused():
+    with pytest.raises(SfvgenError, match="belongs to another world model"):
+        ImaginationWrapper(
+            PointMassEnv(), PointMassWorldModel(), RecordingMemory(PointMassWorldModel())
+        )
 
 
 def test_frame_skip_must_match_the_models():

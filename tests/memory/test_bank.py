@@ -1,5 +1,6 @@
 """The memory bank against what was put in, killed processes and damaged files."""
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -14,8 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryBank, MemoryConfig
+from sfvgen_planner.imagination import ImaginationWrapper, step_batch
+from sfvgen_planner.memory import (
+    MEMORY_VARIANTS,
+    EpisodicMemory,
+    MemoryBank,
+    MemoryConfig,
+    bank_episode,
+)
 from sfvgen_planner.memory.bank import fingerprint
 from sfvgen_planner.world_model import tiny_world_model
 from tests.tiny_env import RandomPictureEnv
@@ -325,6 +332,53 @@ def test_an_episode_being_written_is_not_its_own_past(tmp_path, model):
     writer.close()
     assert bank.nearest(picture(0)).episode.number == 0
     bank.close()
+
+
+def play_chunk(envs):
+    for _ in range(8):
+        step_batch(envs, np.zeros((len(envs), 4), np.float32))
+
+
+def full(*arguments):
+    """What writing to a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_nothing_follows_on_a_chunk_that_could_not_be_written(tmp_path, model, monkeypatch):
+    with MemoryBank(tmp_path / "bank", model) as bank:
+        writer = bank.begin(picture(1))
+        writer.append(*chunk(100))
+        with monkeypatch.context() as patch:
+            patch.setattr(bank_episode, "save_file", full)
+            with pytest.raises(SfvgenError, match="No space left"):
+                writer.append(*chunk(101))
+        with pytest.raises(SfvgenError, match="is closed"):
+            writer.append(*chunk(102))
+        assert len(bank[0]) == 1
+        assert bank[0].chunk(0).instructions == chunk(100)[2]
+        record(bank, 2, 2)
+        assert_holds(bank[1], 2, 2)
+
+
+def test_envs_side_by_side_do_not_follow_on_a_missing_chunk_either(tmp_path, monkeypatch):
+    model = tiny_world_model()
+    config = replace(MEMORY_VARIANTS["ours"], rank=2, num_steps=1, num_noise_draws=1)
+    memory = EpisodicMemory(model, config, num_memories=2)
+    with MemoryBank(tmp_path / "bank", model) as bank:
+        envs = [
+            ImaginationWrapper(RandomPictureEnv(), model, memory, bank, memory_index=index)
+            for index in range(2)
+        ]
+        for seed, env in enumerate(envs):
+            env.reset(seed=seed)
+        play_chunk(envs)
+        with monkeypatch.context() as patch:
+            patch.setattr(bank_episode, "save_file", full)
+            with pytest.raises(SfvgenError, match="No space left"):
+                play_chunk(envs)
+        with pytest.raises(SfvgenError, match="is closed"):
+            play_chunk(envs[1:])
+        assert [len(episode) for episode in bank] == [1, 1]
 
 
 def test_bad_input_is_told(tmp_path, model):

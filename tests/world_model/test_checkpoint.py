@@ -113,6 +113,15 @@ def test_unreadable_json_is_named(copy):
         VideoWorldModel.from_pretrained(copy)
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", '{"files": []}', '{"files": {"model_index.json": {"bytes": 3}}}']
+)
+def test_a_manifest_without_checksums_is_named(copy, text):
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(SfvgenError, match=r"manifest.json is no list of checksums"):
+        VideoWorldModel.from_pretrained(copy)
+
+
 def test_missing_shard_is_named(tmp_path):
     tiny_world_model().save_pretrained(tmp_path / "model", max_shard_size="200KB")
     shards = sorted((tmp_path / "model/unet").glob("*-of-*.safetensors"))

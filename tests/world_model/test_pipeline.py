@@ -196,6 +196,7 @@ def test_encode_and_decode_are_each_other_s_scaling(model, past):
         ({"num_frames": 0}, "at least 1"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"instruction": "left", "guidance_scale": np.inf}, "guidance_scale"),
         ({"output_type": "pil"}, "output_type"),
         ({"instruction": ["a", "b"]}, "1 instructions"),
     ],

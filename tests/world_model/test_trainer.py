@@ -8,10 +8,12 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model import trainer
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.trainer import Evaluation, learning_rate_factor, train
 
@@ -184,6 +186,25 @@ def test_evaluation_sees_the_averaged_weights_and_changes_nothing(tmp_path):
     assert [line["step"] for line in lines] == [15, 30, 40]
     assert all(line["first"] == seen[line["step"]][0, 0].item() for line in lines)
     assert "loss" in lines[-1]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("No space left")])
+def test_a_full_disk_is_told_and_the_checkpoints_before_are_gone_on_from(
+    tmp_path, monkeypatch, error
+):
+    def until_full(tensors, path):
+        if len(list((tmp_path / "a").glob("checkpoint-*"))) == 2:
+            raise error
+        save_file(tensors, path)
+
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_file", until_full)
+        with pytest.raises(SfvgenError, match=r"cannot write .*a \(No space left\)"):
+            run(tmp_path / "a")
+    assert (tmp_path / "a/checkpoint-00000020").is_dir()
+    resumed = run(tmp_path / "a")
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
 def test_loss_that_explodes_is_told(tmp_path):

@@ -271,18 +271,24 @@ def test_a_model_that_predicts_noise_goes_on_doing_so(store, tiny_checkpoint, mo
     assert any((old[key].half() != new[key].half()).any() for key in old)
 
 
-def test_going_on_with_other_images_or_actions_is_refused(store, tmp_path, capsys):
+def test_going_on_with_other_data_is_refused(store, tmp_path, capsys):
     from sfvgen_planner.cli.main import main
     from sfvgen_planner.world_model import tiny_world_model
 
     (tmp_path / "finetune.yaml").write_text(FINETUNE)
     arguments = ["--recipe", f"{tmp_path}/finetune.yaml", "--data", f"{store}/data"]
     arguments += ["--out", f"{tmp_path}/run", "--init-from"]
-    for sizes, words in (({"image_size": 32}, "32x32"), ({"action_size": 2}, "model has 2")):
+    for sizes, frame_skip, words in (
+        ({"image_size": 32}, 1, "32x32"),
+        ({"action_size": 2}, 1, "model has 2"),
+        ({}, 5, "frames are 5 apart"),
+    ):
         from sfvgen_policies.inverse_dynamics import InverseDynamics
 
         folder = tmp_path / words.replace(" ", "")
-        tiny_world_model(**sizes).save_pretrained(folder)
+        model = tiny_world_model(**sizes)
+        model.register_to_config(frame_skip=frame_skip)
+        model.save_pretrained(folder)
         InverseDynamics(block_out_channels=(8, 8)).save_pretrained(folder / "inverse_dynamics")
         assert main(["train", *arguments, str(folder)]) == 2
         assert words in capsys.readouterr().err
@@ -335,6 +341,32 @@ def test_wrong_recipe_is_one_sentence(store, tmp_path, capsys, change, words):
 
     assert re.search(words, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_too_short_episodes_are_told_before_any_work(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    arguments += ["--set", "world_model.num_future_frames=1000", "--out", f"{tmp_path}/run"]
+    assert main(["train", *arguments]) == 2
+    assert "window of 1004 frames" in capsys.readouterr().err
+    assert not (tmp_path / "run/autoencoder").exists()
+
+
+def test_training_goes_on_from_a_model_by_its_name(store, tmp_path, capsys, monkeypatch):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import training
+    from sfvgen_planner.world_model.shipped import shipped_folder
+
+    given = []
+    monkeypatch.setattr(training, "load_models", lambda folder: given.append(folder) or 1 / 0)
+    arguments = ["train", "--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from"]
+    with pytest.raises(ZeroDivisionError):
+        main([*arguments, "tabletop"])
+    assert given == [shipped_folder("tabletop")]
+    assert main([*arguments, "nothing"]) == 2
+    assert "no model called nothing" in capsys.readouterr().err
 
 
 def test_missing_recipe_and_store_are_named(store, tmp_path, capsys):
