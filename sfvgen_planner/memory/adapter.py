@@ -34,6 +34,8 @@ FastWeights = dict[str, Tensor]
 _ADAPTER = "default"
 _TIME_CODES = ("lora_time_scale", "lora_time_shift")
 _INSTRUCTION_CODES = ("lora_instruction_scale", "lora_instruction_shift")
+# Weak, because nothing has learnt yet to tell chunks and instructions apart in them.
+_NEW_DIRECTIONS = 0.3
 _CODES = ("lora_position_code", *_TIME_CODES, *_INSTRUCTION_CODES)
 
 
@@ -324,6 +326,16 @@ def _count_cells(world_model: VideoWorldModel) -> None:
             hook.remove()
 
 
+def _grown(name: str, trained: Tensor, fresh: Tensor) -> Tensor:
+    """Trained values in the first rows and columns of fresh ones."""
+    if name.endswith(_TIME_CODES):
+        # Chunks beyond the codes had the last one.
+        trained = trained[torch.arange(len(fresh)).clamp(max=len(trained) - 1)]
+    grown = _NEW_DIRECTIONS * fresh.to(trained)
+    grown[tuple(map(slice, trained.shape))] = trained
+    return grown
+
+
 def slow_weights(unet: nn.Module) -> dict[str, Tensor]:
     """All that memories are read with, by name: the slow weights, and what is slow of adapters.
 
@@ -457,6 +469,14 @@ class Adapters:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
         set_peft_model_state_dict(self._peft, tensors)
+
+    def load_smaller(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from adapters of the same layers with a lower rank or fewer time codes.
+
+        Fresh memories change nothing of what they changed.
+        """
+        own = self.tensors()
+        self.load({name: _grown(name, value, own[name]) for name, value in tensors.items()})
 
     def peft_settings(self) -> LoraConfig:
         """PEFT's own settings, for its `adapter_config.json`."""

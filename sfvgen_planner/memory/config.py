@@ -23,6 +23,7 @@ TEMPORAL_VALUES = rf"{_TEMPORAL_BLOCKS}.*attn[12]\.(to_v|to_out\.0)"
 
 Rule = Literal["adam", "normalised"]
 
+_SIZE_OF_THE_ADAPTERS = ("rank", "num_time_codes")
 _SIZE_OF_A_WRITE = ("learning_rate", "num_steps", "num_noise_draws", "min_noise")
 
 
@@ -107,11 +108,15 @@ class MemoryConfig:
         """Whether adapters that were trained with other settings can go on with these.
 
         The size of a write, its steps and its noise, may differ: it shapes no parameter. An
-        instruction code may be new, because it is zero at the start.
+        instruction code may be new, because it is zero at the start, and the rank and the number
+        of time codes may be larger (`Adapters.load_smaller`).
         """
         write = {name: getattr(self, name) for name in _SIZE_OF_A_WRITE}
+        sizes = {
+            name: max(getattr(self, name), getattr(trained, name)) for name in _SIZE_OF_THE_ADAPTERS
+        }
         heard = trained.instruction_code or self.instruction_code
-        return replace(trained, **write, instruction_code=heard) == self
+        return replace(trained, **write, **sizes, instruction_code=heard) == self
 
 
 MEMORY_VARIANTS: dict[str, MemoryConfig | None] = {

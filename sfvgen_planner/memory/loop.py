@@ -144,7 +144,7 @@ def _attach(
                 f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
                 "them alike, or delete that folder to start afresh"
             )
-        adapters.load(tensors)
+        adapters.load_smaller(tensors)
     return adapters
 
 

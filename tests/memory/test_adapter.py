@@ -136,6 +136,36 @@ def test_what_a_memory_gives_depends_on_the_instruction(kind):
     assert not model.unet._forward_hooks
 
 
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+def test_a_larger_memory_begins_as_the_trained_one(kind):
+    """Fresh ones read alike, at every chunk; the trained codes are in their places."""
+    small, large = CODED, replace(CODED, rank=5, num_time_codes=6, instruction_code=True)
+    assert large.can_continue(small)
+    assert not small.can_continue(large)
+    model = tiny_world_model(denoiser=kind)
+    adapters = Adapters(model, small)
+    torch.manual_seed(0)
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter)
+    trained = {name: value.clone() for name, value in adapters.tensors().items()}
+    window, texts = torch.randn(3, 4, 6, 4, 4), torch.randn(3, 3, 16)
+
+    def denoise(adapters):
+        with torch.no_grad(), adapters.placed(adapters.start(3), torch.tensor([1, 3, 5])):
+            return model.denoise(window, torch.tensor([500.0, 900.0, 20.0]), 2, texts)
+
+    before = denoise(adapters)
+    adapters.detach()
+    grown = Adapters(model, large)
+    grown.load_smaller(trained)
+    assert torch.allclose(denoise(grown), before, atol=1e-5)
+    for name, value in grown.tensors().items():
+        if "lora_time" in name:
+            assert torch.equal(value[:, :3], trained[name][[0, 1, 2, 3, 3, 3]])
+        elif "lora_position" in name or "lora_A" in name:
+            assert value.abs().sum(dim=int("lora_A" not in name)).all()
+
+
 def test_without_memory_in_place_the_layer_is_the_slow_one():
     adapted, layer = toy()
     x = torch.randn(4, 3, 5)
