@@ -24,7 +24,7 @@ from sfvgen_planner.data.chunks import (
 from sfvgen_planner.data.episode import Episode, Window
 from sfvgen_planner.data.index import IndexEntry, IndexWriter, read_index
 from sfvgen_planner.data.spec import StoreSpec
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 
 FORMAT = "sfvgen-episodes"
 VERSION = 1
@@ -93,9 +93,10 @@ class EpisodeStore:
         A reader sees the episodes that were committed when it opened the store.
 
         Raises:
-            SfvgenError: There is no store, it is damaged, it has another version, or (`a`) another
-                process is writing to it.
+            SfvgenError: There is no store, it is damaged, it has another version, (`a`) another
+                process is writing to it, or the mode is another.
         """
+        require(mode in ("r", "a"), f"mode must be 'r' or 'a', got {mode!r}")
         path = Path(path)
         spec = _read_spec(path)
         writer = None

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.timing import SpeedConfig, is_skipped, timed, timing_figure
 from sfvgen_planner.world_model import VideoWorldModel
@@ -85,7 +86,15 @@ def build_base_model(
     vae: Mapping[str, Any] = VAE,
     text_encoder: Mapping[str, Any] = TEXT_ENCODER,
 ) -> VideoWorldModel:
-    """A world model of the base model's classes, made on the device; the unet alone is trained."""
+    """A world model of the base model's classes, made on the device; the unet alone is trained.
+
+    Raises:
+        SfvgenError: It has its full size, and the device is no GPU.
+    """
+    require(
+        unet is not UNET or torch.device(device).type != "cpu",
+        "a model of the paper's size needs a GPU; give --device cuda",
+    )
     tokenizer = build_tokenizer([INSTRUCTION], 1000, text_encoder["max_position_embeddings"])
     with torch.device(device):
         model = VideoWorldModel(

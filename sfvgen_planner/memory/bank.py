@@ -100,6 +100,7 @@ class MemoryBank:
         same_scene_distance: float = 0.9,
         mode: Literal["r", "a"] = "a",
     ) -> None:
+        require(mode in ("r", "a"), f"mode must be 'r' or 'a', got {mode!r}")
         require(max_bytes is None or max_bytes > 0, f"max_bytes must be positive, got {max_bytes}")
         require(
             same_scene_distance >= 0,

@@ -189,6 +189,8 @@ def test_only_one_writer(tmp_path: Path) -> None:
         pytest.raises(SfvgenError, match="another process is writing"),
     ):
         EpisodeStore.open(tmp_path / "store", mode="a")
+    with pytest.raises(SfvgenError, match="mode must be"):
+        EpisodeStore.open(tmp_path / "store", mode="w")
     EpisodeStore.open(tmp_path / "store", mode="a").close()
 
 

@@ -42,6 +42,8 @@ def test_base_model_has_the_paper_s_size():
     assert 1.6e9 < count < 1.9e9
     assert (model.config.image_size, model.latent_size) == (256, (4, 32, 32))
     assert model.unet.config.in_channels == 4 + num_condition_planes(4)
+    with pytest.raises(SfvgenError, match="needs a GPU"):
+        base_model_speed.build_base_model("cpu")
 
 
 def test_a_training_step_costs_three_forward_passes():

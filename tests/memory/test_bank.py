@@ -392,6 +392,9 @@ def test_bad_input_is_told(tmp_path, model):
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     with pytest.raises(SfvgenError, match="max_bytes"):
         MemoryBank(tmp_path / "bank", model, max_bytes=0)
+    with pytest.raises(SfvgenError, match="mode must be"):
+        MemoryBank(tmp_path / "bank", model, mode="w")
+    assert not (tmp_path / "bank").exists()
     with pytest.raises(SfvgenError, match="same_scene_distance"):
         MemoryBank(tmp_path / "bank", model, same_scene_distance=-1)
     bank = MemoryBank(tmp_path / "bank", model)
