@@ -64,7 +64,7 @@ def play_all(
 
 def check_num_workers(num_workers: int) -> None:
     """Refuse fewer than one process."""
-    require(num_workers >= 1, f"num_workers must be at least 1, but it is {num_workers}")
+    require(num_workers >= 1, f"num_workers must be at least 1, got {num_workers}")
 
 
 @dataclass

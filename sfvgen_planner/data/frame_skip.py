@@ -22,7 +22,7 @@ class FrameSkip(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Recor
             SfvgenError: `num_steps` is below 1.
         """
         if num_steps < 1:
-            raise SfvgenError(f"frame_skip must be at least 1, but it is {num_steps}")
+            raise SfvgenError(f"frame_skip must be at least 1, got {num_steps}")
         gym.utils.RecordConstructorArgs.__init__(self, num_steps=num_steps)
         super().__init__(env)
         self.num_steps = num_steps

@@ -86,7 +86,7 @@ def play_spread(
     Raises:
         SfvgenError: a number is below 1, or an episode failed.
     """
-    require(num_envs >= 1, f"num_envs must be at least 1, but it is {num_envs}")
+    require(num_envs >= 1, f"num_envs must be at least 1, got {num_envs}")
     groups = [tasks[start : start + num_envs] for start in range(0, len(tasks), num_envs)]
     results: list[Result] = []
     with tqdm(total=len(tasks), desc=description, unit="episode", dynamic_ncols=True) as progress:

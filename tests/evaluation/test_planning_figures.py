@@ -99,7 +99,7 @@ def test_workers_find_what_one_process_finds(tmp_path, config):
 @pytest.mark.parametrize("setting", ["num_workers", "num_envs"])
 def test_no_workers_and_no_environments_are_refused(tmp_path, config, setting):
     config = replace(config, methods=("video_plan",), **{setting: 0})
-    with pytest.raises(SfvgenError, match=f"{setting} must be at least 1, but it is 0"):
+    with pytest.raises(SfvgenError, match=f"{setting} must be at least 1, got 0"):
         measure(tmp_path / "a.json", config, FIGURES)
 
 
