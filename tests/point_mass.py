@@ -86,6 +86,7 @@ class PointMassWorldModel:
             action_high=[1.0, 1.0],
             frame_skip=1,
             env_id=None,
+            data_steps=None,
         )
         self.noise = noise
         self.batch_sizes: list[int] = []
@@ -148,6 +149,10 @@ class PointMassOutcomeHead(torch.nn.Module):
     The log-odds of success are the way made from the picture's edge, the reward is 10 times the way
     made in a step.
     """
+
+    def __init__(self, success_ends: bool = True) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(success_ends=success_ends)
 
     def forward(
         self, before: torch.Tensor, after: torch.Tensor, token_ids: torch.Tensor

@@ -32,12 +32,14 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     it. The observation of ``reset`` is the start's own last frame.
 
     Reward and termination come from the outcome head. The reward is what it expects the real
-    environment to give for the step, in its units, plus 1 at success: the end of the episode cuts
-    off what the environment may give later for an instruction that is over. An episode terminates
-    in success when the head's probability that the instruction is achieved reaches
-    ``success_threshold`` on two frames in a row, because one imagined frame may be wrong by chance.
-    Without a head or an instruction the reward is 0 and nothing terminates. An episode is truncated
-    after ``horizon`` steps. Its instruction does not change.
+    environment to give for the step, in its units. Where success ends an episode in the data that
+    the head was trained on (its ``success_ends``), an episode terminates when the head's
+    probability that the instruction is achieved reaches ``success_threshold`` on two frames in a
+    row, because one imagined frame may be wrong by chance; the reward is 1 more then, because the
+    end cuts off what the environment may give later for an instruction that is over. Where the
+    environment goes on after success, as Meta-World's do, so does imagination. Without a head or
+    an instruction the reward is 0 and nothing terminates. An episode is truncated after ``horizon``
+    steps. Its instruction does not change.
 
     Every environment has its own random numbers: what it imagines does not depend on how many
     others run beside it. Worlds with fewer than ``num_past_frames`` frames behind them take a
@@ -237,7 +239,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             if mask.any():
                 self._imagine(mask, length, checked)
         sure = np.minimum(previous, self._probability) >= self.success_threshold
-        terminations = stepped & sure
+        terminations = stepped & sure & self._success_ends()
         truncations = stepped & (self._num_steps >= self.horizon)
         rewards = np.where(stepped, self._reward, 0.0) + terminations
         self._ended = terminations | truncations
@@ -324,6 +326,10 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _judged(self) -> np.ndarray:
         """Which environments ``(N,)`` have a reward."""
         return (self._instructions != "") & (self.outcome_head is not None)
+
+    def _success_ends(self) -> bool:
+        head = self.outcome_head
+        return head is not None and bool(head.config.success_ends)
 
     def _infos(self, mask: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
         """Infos of some environments, of which some have made a step."""

@@ -26,6 +26,7 @@ from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
     HELD_OUT_EVERY,
     check_model,
+    count_data,
     load_models,
     save_checkpoint,
 )
@@ -60,6 +61,7 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         "with DDP, or leave them out",
     )
     model = models.world_model.to(accelerator.device)
+    count_data(model, store)
     table = FrameTable.from_store(store, accelerator.device)
     held_out = None
     if recipe.eval_every:

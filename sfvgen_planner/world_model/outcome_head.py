@@ -23,6 +23,7 @@ class OutcomeHead(ModelMixin, ConfigMixin):
         reward_scale: A typical size of the environment's rewards, in its units.
         temperature: What the success logits are divided by, fitted on held-out episodes.
         bias: What is then added to them (Platt scaling).
+        success_ends: Whether success ends an episode, as it does in the environment.
     """
 
     @register_to_config
@@ -36,6 +37,7 @@ class OutcomeHead(ModelMixin, ConfigMixin):
         reward_scale: float = 1.0,
         temperature: float = 1.0,
         bias: float = 0.0,
+        success_ends: bool = True,
     ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, hidden_size)

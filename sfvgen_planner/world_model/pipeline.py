@@ -70,6 +70,8 @@ class VideoWorldModel(DiffusionPipeline):
         action_high: Upper bound of each action number.
         frame_skip: Environment steps per video frame.
         env_id: Gymnasium id of the environment the model was trained on, for the record.
+        data_steps: Steps of the data that the model was trained on, one per video frame, for the
+            record; None where nobody knows. Data that was trained on again counts again.
 
     Raises:
         SfvgenError: The components don't fit each other, or a size or bound makes no sense.
@@ -97,6 +99,7 @@ class VideoWorldModel(DiffusionPipeline):
         action_high: Sequence[float] | np.ndarray | None = None,
         frame_skip: int = 1,
         env_id: str = "",
+        data_steps: int | None = None,
     ) -> None:
         super().__init__()
         if min(num_past_frames, num_future_frames) < 1:
@@ -118,6 +121,7 @@ class VideoWorldModel(DiffusionPipeline):
             action_high=high,
             frame_skip=frame_skip,
             env_id=env_id,
+            data_steps=data_steps,
         )
         for module in (vae, text_encoder, unet):
             module.eval()

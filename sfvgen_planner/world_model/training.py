@@ -109,6 +109,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         check_outcomes(table)
     models = models or _build_models(recipe, store, table.instructions)
     model = models.world_model.to(accelerator.device)
+    count_data(model, store)
 
     held_out = None
     if recipe.world_model is not None and recipe.world_model.eval_every:
@@ -175,7 +176,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         else:
             unseen = held_out.encoded(model)
         draw_outcomes = outcome_batches(encoded, model, recipe.outcome_head)
-        head = models.outcome_head or _build_outcome_head(recipe.outcome_head, model, encoded)
+        head = models.outcome_head or _build_outcome_head(
+            recipe.outcome_head, model, encoded, success_ends(store)
+        )
         models.outcome_head = head.to(accelerator.device)
         learn(
             OUTCOME_HEAD_FOLDER,
@@ -248,13 +251,26 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
         )
 
 
+def count_data(model: VideoWorldModel, store: EpisodeStore) -> None:
+    """Add a store's steps to those that a model was trained on, where these are known."""
+    known: int | None = model.config.data_steps
+    if known is not None:
+        model.register_to_config(data_steps=known + sum(store.num_steps))
+
+
+def success_ends(store: EpisodeStore) -> bool:
+    """Whether the environment has ended an episode of the store in success."""
+    ended = (entry.success_array() for entry in store.entries if entry.terminated)
+    return any(successes is not None and bool(successes[-1]) for successes in ended)
+
+
 def load_models(folder: Path) -> Models:
     """All that a checkpoint folder holds, in single precision."""
     return Models(VideoWorldModel.from_pretrained(folder), *load_heads(folder))
 
 
 def _build_outcome_head(
-    recipe: OutcomeHeadRecipe, model: VideoWorldModel, table: FrameTable
+    recipe: OutcomeHeadRecipe, model: VideoWorldModel, table: FrameTable, success_ends: bool
 ) -> OutcomeHead:
     """An untrained head that fits the model's latents and tokens and the data's rewards."""
     channels, side, _ = model.latent_size
@@ -267,6 +283,7 @@ def _build_outcome_head(
         num_blocks=recipe.num_blocks,
         # Rewards that are all the same have no spread.
         reward_scale=spread if spread > 0 else 1.0,
+        success_ends=success_ends,
     )
 
 
@@ -300,6 +317,7 @@ def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) 
         action_high=list(spec.action_high),
         frame_skip=spec.frame_skip,
         env_id=spec.env_id,
+        data_steps=0,
     )
     inverse = InverseDynamics(
         image_size=side,

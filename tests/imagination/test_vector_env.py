@@ -167,6 +167,25 @@ def test_success_ends_an_episode_on_the_second_frame_in_a_row():
         assert infos["success_probability"][0] == pytest.approx(sigmoid(x), abs=2e-3)
 
 
+def test_where_the_environment_goes_on_after_success_so_does_imagination():
+    envs = point_mass(
+        1,
+        at_centre,
+        noise=0,
+        horizon=5,
+        outcome_head=PointMassOutcomeHead(success_ends=False),
+        success_threshold=sigmoid(0.42),
+    )
+    envs.reset(seed=0)
+    for step in range(5):
+        _, rewards, terminations, truncations, infos = envs.step(np.array([[1, 0]], np.float32))
+        # A blob that goes on at full speed earns the same in every step, and no bonus.
+        assert rewards == pytest.approx([0.5], abs=1e-2)
+        assert infos["success_probability"][0] > envs.success_threshold
+        assert not terminations.any()
+        assert truncations.tolist() == [step == 4]
+
+
 @pytest.mark.parametrize("options", [{}, {"outcome_head": PointMassOutcomeHead()}])
 def test_without_a_head_or_an_instruction_there_is_no_reward_and_no_end(options):
     envs = point_mass(2, at_centre, instruction="" if options else None, **options)

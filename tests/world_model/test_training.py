@@ -77,13 +77,22 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     from sfvgen_policies.inverse_dynamics import InverseDynamics
 
     from sfvgen_planner.cli.main import main
-    from sfvgen_planner.world_model import load_world_model
+    from sfvgen_planner.data import EpisodeStore
+    from sfvgen_planner.world_model import load_world_model, tiny_world_model
+    from sfvgen_planner.world_model.training import count_data
 
     arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
     assert main(["train", *arguments, "--out", f"{store}/run"]) == 0
     model = load_world_model(f"{store}/run/model")
     assert model.config.env_id == "sfvgen/TabletopReturn-v0"
     assert model.config.action_low == [-1.0] * 4
+    num_steps = sum(EpisodeStore.open(store / "data").num_steps)
+    assert model.config.data_steps == num_steps
+    count_data(model, EpisodeStore.open(store / "data"))
+    assert model.config.data_steps == 2 * num_steps
+    foreign = tiny_world_model()
+    count_data(foreign, EpisodeStore.open(store / "data"))
+    assert foreign.config.data_steps is None
     InverseDynamics.from_pretrained(f"{store}/run/model/inverse_dynamics")
     losses = [json.loads(line) for line in (store / "run/world_model/metrics.jsonl").open()]
     assert losses[-1]["step"] == 6
@@ -139,6 +148,8 @@ def test_the_outcome_head_is_trained_and_calibrated_on_an_episode_that_it_never_
     rewards = np.concatenate([episode.rewards for episode in EpisodeStore.open(store / "data")][:2])
     assert head.config.reward_scale == pytest.approx(rewards.std(ddof=1), rel=1e-4)
     assert (head.config.temperature, head.config.bias) != (1.0, 0.0)
+    # The expert's cubes reach their places, which ends these episodes.
+    assert head.config.success_ends
 
 
 def test_data_from_before_successes_were_recorded_is_refused_before_any_work(
