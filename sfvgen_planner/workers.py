@@ -92,11 +92,14 @@ class _WorkerPool(Generic[Task, Result]):
         for index in range(len(tasks)):
             limit = min(len(tasks), index + EPISODES_AHEAD_PER_WORKER * len(self._workers))
             while index not in replies:
-                for worker in sorted(self._workers, key=lambda w: len(w.pending)):
-                    while next_task < limit and len(worker.pending) < TASKS_PER_WORKER:
-                        self._send(worker, tasks[next_task])
-                        worker.pending.append(next_task)
-                        next_task += 1
+                while next_task < limit:
+                    # One for each before anyone gets a second: a task may take minutes.
+                    worker = min(self._workers, key=lambda w: len(w.pending))
+                    if len(worker.pending) == TASKS_PER_WORKER:
+                        break
+                    self._send(worker, tasks[next_task])
+                    worker.pending.append(next_task)
+                    next_task += 1
                 busy = {w.connection: w for w in self._workers if w.pending}
                 for connection in wait(list(busy)):
                     worker = busy[connection]  # type: ignore[index]

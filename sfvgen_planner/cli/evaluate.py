@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfvgen_planner.cli.collect import json_object
+from sfvgen_planner.errors import require
 
 
 class _Evaluation(NamedTuple):
@@ -76,12 +77,13 @@ _SETTINGS = (
     "methods",
     "levels",
     "num_candidates",
-    "env",
     "algorithm",
     "num_training_seeds",
     "num_start_steps",
     "start_policy",
+    "start_data",
     "num_imagined_steps",
+    "horizon",
     "simulator_budgets",
     "num_worlds",
     "model_steps",
@@ -127,12 +129,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
                 help=f"draw {evaluation.plot[-1]} from the whole result file",
             )
         if evaluation.is_spread:
-            one.add_argument(
-                "--num-workers",
-                type=int,
-                metavar="N",
-                help="processes that play the episodes, each with a model of its own (default: 1)",
-            )
+            _add_num_workers(one, "play the episodes")
             one.add_argument(
                 "--num-envs",
                 type=int,
@@ -151,6 +148,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if name == "goal-planning":
             _add_goal_planning_options(one)
         one.set_defaults(run=run, resumes=False)
+
+
+def _add_num_workers(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help=f"processes that {what}, each with a model of its own (default: 1)",
+    )
 
 
 def _add_memory_options(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +204,30 @@ def _add_policy_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_env_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the environment; without a default, it must be given."""
+    parser.add_argument(
+        "--env",
+        required=default is None,
+        metavar="ID",
+        help="that the model was trained in, also module:id"
+        + (f" (default: {default})" if default else ""),
+    )
+    parser.add_argument("--env-kwargs", metavar="JSON", help="of gymnasium.make, with --env")
+
+
+def _chosen_env(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of an environment that was given."""
+    env, kwargs = (getattr(args, name, None) for name in ("env", "env_kwargs"))
+    require(env is not None or kwargs is None, "--env-kwargs goes with --env: give both")
+    if env is None:
+        return {}
+    return {"env": env, "env_kwargs": json_object(kwargs or "{}", "--env-kwargs")}
+
+
 def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
+    _add_env_options(parser, default="sfvgen/TabletopReturn-v0, level 1, one instruction")
+    _add_num_workers(parser, "train and test the policies")
     parser.add_argument("--algorithm", metavar="NAME", help="SAC or PPO (default: SAC)")
     parser.add_argument(
         "--num-training-seeds",
@@ -212,8 +241,15 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="real steps that record the frames imagination starts from (default: 20000)",
     )
-    parser.add_argument(
+    starts = parser.add_mutually_exclusive_group()
+    starts.add_argument(
         "--start-policy", metavar="NAME", help="that makes these steps (default: random)"
+    )
+    starts.add_argument(
+        "--start-data",
+        metavar="DIR",
+        help="store of `sfvgen collect` to take these frames from instead; where it is the data "
+        "that the model was trained on, they cost no further steps",
     )
     parser.add_argument(
         "--num-imagined-steps",
@@ -222,12 +258,18 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
         help="of each policy trained in imagination (default: 100000)",
     )
     parser.add_argument(
+        "--horizon",
+        type=int,
+        metavar="N",
+        help="steps after which an imagined episode is cut off (default: 32)",
+    )
+    parser.add_argument(
         "--simulator-budgets",
         nargs="+",
         type=float,
         metavar="X",
-        help="real steps of the policies trained in the simulator, as multiples of those that "
-        "recorded the start frames (default: 1 5)",
+        help="real steps of the policies trained in the simulator, as multiples of those behind "
+        "imagination: of the model's data and of the start frames (default: 1 5)",
     )
     parser.add_argument(
         "--num-worlds", type=int, metavar="N", help="that step together (default: 16)"
@@ -236,7 +278,7 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
         "--model-steps",
         type=int,
         metavar="N",
-        help="real steps that the world model was trained on, for the record",
+        help="real steps that the world model was trained on (default: as the model tells)",
     )
 
 
@@ -256,10 +298,7 @@ def _add_planning_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--env", required=True, metavar="ID", help="that the model was trained in, also module:id"
-    )
-    parser.add_argument("--env-kwargs", default="{}", metavar="JSON", help="of gymnasium.make")
+    _add_env_options(parser)
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="mpc, expert, random (default: all)"
     )
@@ -276,12 +315,10 @@ def run(args: argparse.Namespace) -> int:
     evaluation = _EVALUATIONS[args.evaluation]
     module = import_module(f"sfvgen_planner.evaluation.{evaluation.module}")
     config = getattr(module, evaluation.config).of(args.model, args.device, args.episodes)
-    config = replace(config, **_chosen(args, *_SETTINGS))
+    config = replace(config, **_chosen(args, *_SETTINGS), **_chosen_env(args))
     picture = None if getattr(args, "plot", None) is None else Path(args.plot)
     if args.evaluation == "policy":
         config = replace(config, video_planner=args.video_planner)
-    if args.evaluation == "goal-planning":
-        config = replace(config, env_kwargs=json_object(args.env_kwargs, "--env-kwargs"))
     if picture is not None:
         from sfvgen_planner.evaluation.plotting import require_matplotlib
         from sfvgen_planner.files import prepare_folder

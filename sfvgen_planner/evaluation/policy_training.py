@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import count
 from math import ceil
 from pathlib import Path
@@ -20,6 +19,7 @@ from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import EpisodeSource
 from sfvgen_planner.data.rollout import record_episode, told_instruction
+from sfvgen_planner.data.store import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, replacing
 from sfvgen_planner.imagination import ObservationEncoder, Start
@@ -60,30 +60,62 @@ All else is as Stable-Baselines3 has it.
 """
 
 
-@dataclass(frozen=True, eq=False)
 class RecordedStarts:
-    """Moments of recorded episodes, each with a whole context behind it, all equally likely.
+    """Moments of recorded episodes, all equally likely.
+
+    Each has an instruction, because nothing is rewarded without one, and as many frames behind it
+    as the model takes: so all worlds step in one call of the model.
+
+    Args:
+        episodes: frames ``(T + 1, H, W, 3)`` uint8 and the T instructions of each.
+        num_past_frames: frames of a start.
 
     Attributes:
-        starts: at least one.
-        num_steps: real steps that it took to record them.
+        num_steps: real steps that it took to record the episodes.
+
+    Raises:
+        SfvgenError: there is no such moment.
     """
 
-    starts: Sequence[Start]
-    num_steps: int
+    def __init__(
+        self, episodes: Iterable[tuple[np.ndarray, Sequence[str]]], num_past_frames: int
+    ) -> None:
+        self._num_past_frames = num_past_frames
+        self._frames: list[np.ndarray] = []
+        self._moments: list[tuple[int, int, str]] = []
+        self.num_steps = 0
+        for index, (frames, instructions) in enumerate(episodes):
+            self._frames.append(frames)
+            self.num_steps += len(instructions)
+            self._moments += [
+                (index, now, told)
+                for now, told in enumerate(instructions)
+                if told and now + 1 >= num_past_frames
+            ]
+        require(
+            bool(self._moments),
+            f"none of the recorded episodes has {num_past_frames} steps and an instruction, which "
+            "a start needs; record more, longer or other ones",
+        )
+
+    def __len__(self) -> int:
+        """The number of different starts."""
+        return len(self._moments)
+
+    def __getitem__(self, number: int) -> Start:
+        """Start ``number``, in the order of episodes and frames."""
+        index, now, told = self._moments[number]
+        return Start(self._frames[index][now + 1 - self._num_past_frames : now + 1], told)
 
     def __call__(self, rng: np.random.Generator) -> Start:
         """Draw a start."""
-        return self.starts[int(rng.integers(len(self.starts)))]
+        return self[int(rng.integers(len(self)))]
 
 
 def record_starts(
     env: Environment, policy: str, num_steps: int, num_past_frames: int, image_size: int
 ) -> RecordedStarts:
     """Play whole episodes until ``num_steps`` steps were made, and start at their frames.
-
-    Where there are as many frames behind every start as the model takes, all worlds step in one
-    call of the model.
 
     Args:
         env: gives one instruction an episode.
@@ -93,34 +125,40 @@ def record_starts(
         image_size: of the frames.
 
     Raises:
-        SfvgenError: the policy is no good, or its episodes are all shorter than a start.
+        SfvgenError: the policy is no good, or its episodes hold no start.
     """
     try:
         actor = make_policy(policy, env)
     except ValueError as error:
         raise SfvgenError(f"start frames cannot be recorded: {error}") from error
-    starts: list[Start] = []
+    episodes: list[tuple[np.ndarray, Sequence[str]]] = []
     num_recorded = 0
     with tqdm(total=num_steps, desc="start frames", unit="step", dynamic_ncols=True) as progress:
         for seed in count(TRAINING_SEED):
             episode = record_episode(env, actor, seed, EpisodeSource(), image_size)
             # Asked of the policy that will learn, whether or not this one listens.
-            instruction = told_instruction(episode.info)
-            length = len(episode.actions)
-            starts += [
-                Start(episode.frames[now + 1 - num_past_frames : now + 1], instruction)
-                for now in range(num_past_frames - 1, length)
-            ]
-            num_recorded += length
-            progress.update(length)
+            instructions = [told_instruction(episode.info)] * len(episode)
+            episodes.append((episode.frames, instructions))
+            num_recorded += len(episode)
+            progress.update(len(episode))
             if num_recorded >= num_steps:
                 break
-    require(
-        bool(starts),
-        f"none of the recorded episodes has {num_past_frames} steps, which a start needs; record "
-        "more or longer ones",
-    )
-    return RecordedStarts(starts, num_recorded)
+    return RecordedStarts(episodes, num_past_frames)
+
+
+def read_starts(store: EpisodeStore, num_past_frames: int) -> RecordedStarts:
+    """Start at the frames of episodes that are recorded already.
+
+    Args:
+        store: of the same environment; episodes of a policy that does not listen have no
+            instruction and so no starts.
+        num_past_frames: frames of a start.
+
+    Raises:
+        SfvgenError: the store is damaged, or holds no start.
+    """
+    episodes = ((episode.frames, episode.instructions) for episode in store)
+    return RecordedStarts(episodes, num_past_frames)
 
 
 class CameraObservation(gym.ObservationWrapper[np.ndarray, np.ndarray, Any]):

@@ -26,8 +26,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 from sfvgen_planner.evaluation import policy_learning as evaluation  # noqa: E402
 from sfvgen_planner.evaluation.policy_learning import (  # noqa: E402
     FIGURES,
+    TASK,
     PolicyLearningConfig,
     measure_policy_learning,
+    training_env,
 )
 from sfvgen_planner.evaluation.policy_training import (  # noqa: E402
     ALGORITHMS,
@@ -49,7 +51,7 @@ class CountingEnv(ReachEnv):
 
     def _info(self):
         left = max(0.0, LINE - float(self.position[0]))
-        return super()._info() | {"instruction_results": [{"distance_m": left}]}
+        return super()._info() | {"distance_m": left}
 
 
 class ReachHead(LineHead):
@@ -114,8 +116,12 @@ def config(model, tmp_path):
 
 def test_real_and_imagined_steps_are_those_that_were_made(model, config):
     figures = list(measure_policy_learning(config))
-    rates = [f.fields for f in figures if f.name == "success_rate"]
-    assert [f.fields for f in figures if f.name == "distance_m"] == rates
+    rates = [f.fields for f in figures if f.name == "distance_m"]
+    assert [f.fields for f in figures if f.name == "return"] == rates
+    for criterion in ("last_frame", "any_frame"):
+        judged = [f.fields for f in figures if f.fields.get("criterion") == criterion]
+        assert judged == [told | {"criterion": criterion} for told in rates]
+    assert len(figures) == 4 * len(rates)
     singles = [told for told in rates if told["num_training_seeds"] == 1]
     assert [(told["trained_in"], told["training_seeds"]) for told in singles] == [
         (where, [seed])
@@ -126,7 +132,9 @@ def test_real_and_imagined_steps_are_those_that_were_made(model, config):
         told | {"num_training_seeds": 2, "training_seeds": [0, 1]} for told in singles[::2]
     ]
     starts = 3 * NUM_STEPS
-    assert [told["real_steps"] for told in singles[::2]] == [0, starts, starts, 2 * starts]
+    # The steps of the model's data count too.
+    behind = starts + 7
+    assert [told["real_steps"] for told in singles[::2]] == [0, behind, behind + 1, 2 * behind]
     trained = sum(told["real_steps"] for told in singles if told["trained_in"] == "simulator")
     tested = len(singles) * 3 * NUM_STEPS
     assert COUNTED["steps"] == starts + trained + tested
@@ -135,13 +143,15 @@ def test_real_and_imagined_steps_are_those_that_were_made(model, config):
     untrained = starts + 2 * 3 * NUM_STEPS
     assert set(model.real_steps) == {untrained, untrained + 3 * NUM_STEPS}
     for told in rates:
-        shared = {"algorithm": "SAC", "model": "perfect", "model_steps": 7, "level": 1}
+        shared = {"algorithm": "SAC", "model": "perfect", "model_steps": 7}
+        shared |= {"env": "sfvgen/TabletopReturn-v0", "env_kwargs": TASK}
         assert shared.items() <= told.items()
 
 
 def test_policies_of_both_worlds_are_saved_and_see_the_same(config, tmp_path, monkeypatch):
     monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "logs"))
-    list(measure_policy_learning(replace(config, num_training_seeds=1, algorithm="PPO")))
+    config = replace(config, num_training_seeds=1, algorithm="PPO", model_steps=None)
+    list(measure_policy_learning(config))
     files = sorted((config.folder / "policies").iterdir())
     assert [file.name for file in files] == [
         "perfect_ppo_imagination_60_steps_seed_0.zip",
@@ -176,8 +186,9 @@ def test_what_is_learnt_in_imagination_holds_in_the_simulator(config):
         num_imagined_steps=6000,
         simulator_budgets=(64,),
         num_worlds=16,
+        model_steps=None,
     )
-    rows = [f for f in measure_policy_learning(config) if f.name == "success_rate"]
+    rows = [f for f in measure_policy_learning(config) if f.fields.get("criterion") == "last_frame"]
     found = {f.fields["trained_in"]: (f.value, f.fields["real_steps"]) for f in rows}
     assert found == {"none": (0, 0), "imagination": (1, 96), "simulator": (1, 6144)}
 
@@ -209,18 +220,19 @@ def test_starts_have_a_whole_context_and_the_instruction():
     env = CountingEnv()
     starts = record_starts(env, "random", 20, num_past_frames=4, image_size=32)
     assert starts.num_steps == 2 * NUM_STEPS
-    assert len(starts.starts) == 2 * (NUM_STEPS - 3)
+    assert len(starts) == 2 * (NUM_STEPS - 3)
     first, _ = env.reset(seed=TRAINING_SEED)
-    assert np.array_equal(starts.starts[0].frames[0], first)
-    assert {(len(start.frames), start.instruction) for start in starts.starts} == {(4, "right")}
-    drawn = {id(starts(np.random.default_rng(seed))) for seed in range(500)}
-    assert len(drawn) == len(starts.starts)
+    assert np.array_equal(starts[0].frames[0], first)
+    every = [starts[number] for number in range(len(starts))]
+    assert {(len(start.frames), start.instruction) for start in every} == {(4, "right")}
+    drawn = {starts(np.random.default_rng(seed)).frames.tobytes() for seed in range(500)}
+    assert drawn == {start.frames.tobytes() for start in every}
     with pytest.raises(SfvgenError, match="none of the recorded episodes has 17 steps"):
         record_starts(env, "random", 20, num_past_frames=17, image_size=32)
 
 
 def test_to_be_out_of_time_cuts_an_episode_off_and_does_not_end_it():
-    env = evaluation._training_env()
+    env = training_env("sfvgen/TabletopReturn-v0", TASK, frame_skip=1)
     env.reset(seed=0)
     ends = [env.step(np.zeros(4, np.float32))[2:4] for _ in range(32)]
     assert ends == [(False, False)] * 31 + [(False, True)]
@@ -240,10 +252,8 @@ def test_an_interruption_is_one_message_and_keeps_what_was_measured(
     assert main(command) == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
     rows = json.loads(out.read_text())["figures"]
-    assert [(row["name"], row["trained_in"]) for row in rows] == [
-        ("success_rate", "none"),
-        ("distance_m", "none"),
-    ]
+    assert {row["trained_in"] for row in rows} == {"none"}
+    assert {row["name"] for row in rows} == set(FIGURES)
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -258,15 +268,16 @@ def test_the_command_trains_in_the_real_simulator(tmp_path, tiny_checkpoint, cap
     command += ["--out", str(out), "--episodes", "1", "--num-training-seeds", "1"]
     command += ["--algorithm", "PPO", "--num-worlds", "2", "--num-start-steps", "5"]
     command += ["--start-policy", "play", "--num-imagined-steps", "16", "--model-steps", "9"]
+    command += ["--num-workers", "2"]
     assert main([*command, "--simulator-budgets", "0.5"]) == 0
     rows = json.loads(out.read_text())["figures"]
     assert {row["name"] for row in rows} == set(FIGURES)
-    rates = [row for row in rows if row["name"] == "success_rate"]
+    rates = [row for row in rows if row.get("criterion") == "last_frame"]
     # An episode of play lasts 32 steps.
     assert [(row["trained_in"], row["real_steps"], row["imagined_steps"]) for row in rates] == [
         ("none", 0, 0),
-        ("imagination", 32, 16),
-        ("simulator", 16, 0),
+        ("imagination", 32 + 9, 16),
+        ("simulator", 20, 0),
     ]
     assert [row.get("start_policy") for row in rates] == [None, "play", None]
     assert all(row["seeds"] == [100_000] and row["model_steps"] == 9 for row in rows)
