@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator, namespace
 
 from sfvgen_planner.data.frame_skip import FrameSkip
+from sfvgen_planner.data.gl_context import OwnGLContext, draws_with_gymnasium
 from sfvgen_planner.errors import SfvgenError
 
 Environment = gym.Env[Any, np.ndarray[Any, Any]]
@@ -52,6 +53,8 @@ def make_env(
         ) from error
     try:
         _require_steerable(env, env_id)
+        if draws_with_gymnasium(env):
+            env = OwnGLContext(env)
         return env if frame_skip == 1 else FrameSkip(env, frame_skip)
     except SfvgenError:
         env.close()
