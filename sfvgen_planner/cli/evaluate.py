@@ -86,6 +86,7 @@ _SETTINGS = (
     "horizon",
     "simulator_budgets",
     "num_worlds",
+    "num_simulators",
     "model_steps",
 )
 """Options that are settings of the same names."""
@@ -272,7 +273,16 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
         "imagination: of the model's data and of the start frames (default: 1 5)",
     )
     parser.add_argument(
-        "--num-worlds", type=int, metavar="N", help="that step together (default: 16)"
+        "--num-worlds",
+        type=int,
+        metavar="N",
+        help="imagined worlds that step together (default: 16)",
+    )
+    parser.add_argument(
+        "--num-simulators",
+        type=int,
+        metavar="N",
+        help="simulators that step together (default: 4)",
     )
     parser.add_argument(
         "--model-steps",

@@ -72,7 +72,9 @@ class PolicyLearningConfig(EvaluationConfig):
         horizon: steps after which an imagined episode is cut off.
         simulator_budgets: real steps of the policies trained in the simulator, as multiples of
             those that imagination consumed.
-        num_worlds: that step together, imagined and simulated ones alike.
+        num_worlds: imagined worlds that step together.
+        num_simulators: that step together. Few, so that a policy has its effect on what it learns
+            from within a small budget.
         num_inference_steps: denoiser calls per imagined frame.
         success_threshold: probability on two frames in a row that ends an imagined episode, where
             success ends one in the environment.
@@ -92,6 +94,7 @@ class PolicyLearningConfig(EvaluationConfig):
     horizon: int = DEFAULT_HORIZON
     simulator_budgets: tuple[float, ...] = (1.0, 5.0)
     num_worlds: int = 16
+    num_simulators: int = 4
     num_inference_steps: int = 1
     success_threshold: float = 0.9
     model_steps: int | None = None
@@ -105,6 +108,7 @@ class PolicyLearningConfig(EvaluationConfig):
             "num_imagined_steps",
             "horizon",
             "num_worlds",
+            "num_simulators",
             "num_inference_steps",
         ):
             number = getattr(self, name)
@@ -186,7 +190,7 @@ def _measure(learner: _Learner, config: PolicyLearningConfig) -> Iterator[Figure
             "imagined_steps": result.num_steps if imagined else 0,
             "model": config.model,
             "model_steps": model_steps,
-            "num_worlds": config.num_worlds,
+            "num_worlds": _num_worlds(run, config),
         }
         fields |= _imagined_with(config) if imagined else {}
         fields |= {"env": config.env, "env_kwargs": dict(config.env_kwargs)}
@@ -223,6 +227,11 @@ def _starts(
     check_model(model, store)
     starts = read_starts(store, num_past_frames)
     return starts, 0 if starts.num_steps == model_steps else starts.num_steps
+
+
+def _num_worlds(run: _Run, config: PolicyLearningConfig) -> int:
+    """That step together, imagined or simulated."""
+    return config.num_simulators if run.trained_in == "simulator" else config.num_worlds
 
 
 def _imagined_with(config: PolicyLearningConfig) -> dict[str, Any]:
@@ -288,7 +297,7 @@ class _Learner:
         config, encoder = self._config, ObservationEncoder(self.model)
         what = f"{run.trained_in}, training seed {run.training_seed}"
         if run.trained_in == "simulator":
-            envs = camera_envs(self._training_env, config.num_worlds, encoder.image_size)
+            envs = camera_envs(self._training_env, config.num_simulators, encoder.image_size)
         else:
             envs = self._worlds()
         agent = train(
@@ -296,7 +305,7 @@ class _Learner:
             EncodedVecEnv(envs, encoder),
             run.num_steps,
             # No two training seeds share a world's seed.
-            seed=run.training_seed * config.num_worlds,
+            seed=run.training_seed * _num_worlds(run, config),
             device=config.device,
             description=what,
         )

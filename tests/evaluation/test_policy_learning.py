@@ -110,6 +110,7 @@ def config(model, tmp_path):
         num_imagined_steps=60,
         simulator_budgets=(1, 2),
         num_worlds=2,
+        num_simulators=2,
         model_steps=7,
     )
 
@@ -186,6 +187,7 @@ def test_what_is_learnt_in_imagination_holds_in_the_simulator(config):
         num_imagined_steps=6000,
         simulator_budgets=(64,),
         num_worlds=16,
+        num_simulators=16,
         model_steps=None,
     )
     rows = [f for f in measure_policy_learning(config) if f.fields.get("criterion") == "last_frame"]
@@ -267,6 +269,7 @@ def test_the_command_trains_in_the_real_simulator(tmp_path, tiny_checkpoint, cap
     command = ["eval", "policy-learning", "--model", str(folder), "--device", "cpu"]
     command += ["--out", str(out), "--episodes", "1", "--num-training-seeds", "1"]
     command += ["--algorithm", "PPO", "--num-worlds", "2", "--num-start-steps", "5"]
+    command += ["--num-simulators", "2"]
     command += ["--start-policy", "play", "--num-imagined-steps", "16", "--model-steps", "9"]
     command += ["--num-workers", "2"]
     assert main([*command, "--simulator-budgets", "0.5"]) == 0
@@ -289,6 +292,7 @@ def test_the_command_trains_in_the_real_simulator(tmp_path, tiny_checkpoint, cap
     [
         (["--algorithm", "DQN"], "there is no algorithm 'DQN'; choose from SAC, PPO"),
         (["--num-worlds", "0"], "num_worlds must be at least 1, got 0"),
+        (["--num-simulators", "0"], "num_simulators must be at least 1, got 0"),
         (["--num-start-steps", "0"], "num_start_steps must be at least 1, got 0"),
         (["--num-imagined-steps", "-1"], "num_imagined_steps must be at least 1, got -1"),
         (["--num-training-seeds", "0"], "num_training_seeds must be at least 1, got 0"),

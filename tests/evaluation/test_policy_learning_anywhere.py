@@ -117,17 +117,19 @@ def test_both_worlds_pay_the_same_and_end_alike(model, tmp_path, monkeypatch):
 
     train = evaluation.train
     monkeypatch.setattr(evaluation, "train", watched)
-    options = "--num-imagined-steps 16 --num-start-steps 72 --horizon 12 --num-worlds 4"
-    rows = learn(tmp_path, options, "--simulator-budgets", "1")
+    options = "--num-imagined-steps 16 --num-start-steps 72 --horizon 12 --simulator-budgets 1"
+    rows = learn(tmp_path, options, "--num-worlds", "4", "--num-simulators", "3")
     assert seen == ["SB3VecEnv", "DummyVecEnv"]
     # No distance is told in this environment.
     assert {row["name"] for row in rows} == {"success_rate", "return"}
     assert {(row["env"], row["env_kwargs"]["goal"]) for row in rows} == {(ENV_ID, GOAL)}
     told = {row["trained_in"]: row for row in rows}
     assert (told["imagination"]["real_steps"], told["imagination"]["horizon"]) == (72, 12)
-    # A step is a frame, for which the environment makes two; each world was watched for 12.
-    made = 72 + told["simulator"]["real_steps"] + 4 * 12 + 3 * 4 * NUM_FRAMES
+    # A step is a frame, for which the environment makes two; each simulator was watched for 12.
+    made = 72 + told["simulator"]["real_steps"] + 3 * 12 + 3 * 4 * NUM_FRAMES
     assert COUNTED["steps"] == SKIP * made
+    numbers = [told[where]["num_worlds"] for where in ("imagination", "simulator")]
+    assert numbers == [4, 3]
 
 
 def test_figures_are_those_of_the_test_episodes(model, tmp_path):
@@ -177,7 +179,7 @@ def recorded(folder, num_episodes, frame_skip=SKIP):
 def test_data_that_the_model_was_trained_on_counts_once(model, tmp_path, data_steps, behind):
     model.config.data_steps = data_steps
     store = recorded(tmp_path / "data", 4)
-    options = "--num-imagined-steps 8 --num-worlds 2 --simulator-budgets 0.25"
+    options = "--num-imagined-steps 8 --num-worlds 2 --num-simulators 2 --simulator-budgets 0.25"
     rows = learn(tmp_path, options, "--start-data", store)
     told = {row["trained_in"]: row for row in rows}
     assert told["imagination"]["real_steps"] == behind
