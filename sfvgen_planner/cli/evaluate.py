@@ -77,6 +77,7 @@ _SETTINGS = (
     "methods",
     "levels",
     "num_candidates",
+    "trained_in",
     "algorithm",
     "num_training_seeds",
     "num_start_steps",
@@ -229,6 +230,12 @@ def _chosen_env(args: argparse.Namespace) -> dict[str, Any]:
 def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
     _add_env_options(parser, default="sfvgen/TabletopReturn-v0, level 1, one instruction")
     _add_num_workers(parser, "train and test the policies")
+    parser.add_argument(
+        "--trained-in",
+        nargs="+",
+        metavar="WORLD",
+        help="none, imagination, simulator (default: all)",
+    )
     parser.add_argument("--algorithm", metavar="NAME", help="SAC or PPO (default: SAC)")
     parser.add_argument(
         "--num-training-seeds",

@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 
+WORLDS = ("none", "imagination", "simulator")
+"""That policies are trained in."""
+
+
 @dataclass(frozen=True)
 class PolicyLearningConfig(EvaluationConfig):
     """What is trained, and how long. A step is one action and one video frame of the world model.
@@ -60,6 +64,7 @@ class PolicyLearningConfig(EvaluationConfig):
     Attributes:
         env: Gymnasium id of what the model was trained in, also ``module:id``.
         env_kwargs: of `gymnasium.make`.
+        trained_in: which policies, names of ``WORLDS``; all by default.
         num_test_episodes: held-out episodes that every policy is tested on.
         algorithm: of Stable-Baselines3, one of ``ALGORITHMS``.
         num_training_seeds: policies trained in each way.
@@ -84,6 +89,7 @@ class PolicyLearningConfig(EvaluationConfig):
 
     env: str = ENV_ID
     env_kwargs: Mapping[str, Any] = field(default_factory=lambda: TASK)
+    trained_in: tuple[str, ...] = ()
     num_test_episodes: int = 100
     algorithm: str = "SAC"
     num_training_seeds: int = 3
@@ -100,7 +106,8 @@ class PolicyLearningConfig(EvaluationConfig):
     model_steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_choices({"algorithm": ((self.algorithm,), tuple(ALGORITHMS))})
+        algorithms = ((self.algorithm,), tuple(ALGORITHMS))
+        check_choices({"algorithm": algorithms, "world": (self.trained_in, WORLDS)})
         for name in (
             "num_test_episodes",
             "num_training_seeds",
@@ -128,7 +135,7 @@ class _Run(NamedTuple):
     """One policy to train and test.
 
     Attributes:
-        trained_in: ``"none"``, ``"imagination"`` or ``"simulator"``.
+        trained_in: one of ``WORLDS``.
         num_steps: of the training.
         training_seed: of the policy and its worlds.
     """
@@ -179,7 +186,12 @@ def _measure(learner: _Learner, config: PolicyLearningConfig) -> Iterator[Figure
     consumed = (model_steps or 0) + num_start_steps
     arms = [("none", 0), ("imagination", config.num_imagined_steps)]
     arms += [("simulator", max(1, round(times * consumed))) for times in config.simulator_budgets]
-    runs = [_Run(*arm, seed) for arm in arms for seed in range(config.num_training_seeds)]
+    runs = [
+        _Run(*arm, seed)
+        for arm in arms
+        for seed in range(config.num_training_seeds)
+        if arm[0] in (config.trained_in or WORLDS)
+    ]
     tested: list[_Tested] = []
     for run, result in zip(runs, play_all(learner, runs, config.num_workers), strict=True):
         imagined = run.trained_in == "imagination"

@@ -13,6 +13,19 @@ from sfvgen_planner.world_model.recipe import Recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
+def test_rewards_can_be_learnt_from_all_data_of_the_recipe_for_policies() -> None:
+    path = RECIPES / "metaworld_reach_policy.yaml"
+    data = DataRecipe.load(path)
+    seeds = [source.seed + i for source in data.sources for i in range(source.episodes)]
+    assert len(seeds) == len(set(seeds)) == 200
+    assert max(seeds) < HELD_OUT_SEED
+    # A policy that does not listen has no instruction, and so no reward to learn from.
+    assert {source.policy for source in data.sources} == {"expert"}
+    # Some hardly reach anything, as policies that begin to learn.
+    assert max(source.policy_kwargs["noise"] for source in data.sources) >= 3
+    assert Recipe.load(path).outcome_head is not None
+
+
 @pytest.mark.parametrize("name", ["fetch_push", "metaworld_reach", "ogbench_cube"])
 def test_recipes_collect_from_seeds_of_their_own_and_train_a_planner(name: str) -> None:
     path = RECIPES / f"{name}.yaml"

@@ -291,6 +291,7 @@ def test_the_command_trains_in_the_real_simulator(tmp_path, tiny_checkpoint, cap
     ("options", "message"),
     [
         (["--algorithm", "DQN"], "there is no algorithm 'DQN'; choose from SAC, PPO"),
+        (["--trained-in", "dreams"], "there is no world 'dreams'; choose from none, imagination"),
         (["--num-worlds", "0"], "num_worlds must be at least 1, got 0"),
         (["--num-simulators", "0"], "num_simulators must be at least 1, got 0"),
         (["--num-start-steps", "0"], "num_start_steps must be at least 1, got 0"),

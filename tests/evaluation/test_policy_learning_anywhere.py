@@ -192,6 +192,16 @@ def test_data_that_the_model_was_trained_on_counts_once(model, tmp_path, data_st
     assert COUNTED["steps"] == SKIP * made
 
 
+def test_worlds_can_be_chosen_and_their_rows_are_added(model, tmp_path):
+    store = recorded(tmp_path / "data", 4)
+    options = "--num-imagined-steps 8 --num-worlds 2 --num-simulators 2 --simulator-budgets 1"
+    rows = learn(tmp_path, options, "--start-data", store, "--trained-in", "simulator")
+    assert {(row["trained_in"], row["real_steps"]) for row in rows} == {("simulator", 48)}
+    more = learn(tmp_path, options, "--start-data", store, "--trained-in", "none", "imagination")
+    assert more[: len(rows)] == rows
+    assert {row["trained_in"] for row in more[len(rows) :]} == {"none", "imagination"}
+
+
 def test_starts_of_a_store_have_an_instruction_and_a_whole_context(model, tmp_path):
     store = EpisodeStore.open(recorded(tmp_path / "data", 4))
     starts = evaluation.read_starts(store, num_past_frames=4)
