@@ -261,7 +261,10 @@ def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--env-kwargs", default="{}", metavar="JSON", help="of gymnasium.make")
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="mpc, expert, random (default: all)"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="video_plan, mpc, expert, random (default: all)",
     )
     parser.add_argument(
         "--num-candidates", type=int, metavar="N", help="of an iteration of the search"

@@ -79,7 +79,6 @@ def measure_plans(config: SpeedConfig) -> Iterator[Figure]:
     # As in the demo: one step is enough to rank actions.
     cem = MPCPlanner(solver, config=MPCConfig(horizon=horizon, num_inference_steps=1))
     video = VideoPlanner.from_pretrained(config.model)
-    video.inverse_dynamics.to(config.device)
     plans = {
         "plan_seconds": partial(cem.plan, env, observation["image"], seed=0),
         "video_plan_seconds": partial(video.plan, env, info["instruction"], seed=0),
