@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import weakref
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -97,6 +97,10 @@ class Camera:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, here or in another process, opens a GL context of its own.
+        return {**self.__dict__, "_renderer": None}
 
     def _open(self) -> mujoco.Renderer:
         if _process_that_opened_gl() != os.getpid():

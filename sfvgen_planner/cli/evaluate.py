@@ -317,7 +317,10 @@ def _add_planning_options(parser: argparse.ArgumentParser) -> None:
 def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
     _add_env_options(parser)
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="mpc, expert, random (default: all)"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="video_plan, mpc, expert, random (default: all)",
     )
     parser.add_argument(
         "--num-candidates", type=int, metavar="N", help="of an iteration of the search"

@@ -1,8 +1,8 @@
-"""How often planning towards a goal image succeeds in any environment, against expert and random.
+"""How often planning succeeds in any environment, against its expert and random actions.
 
-The goal is the last picture of the environment's expert on the same seed: what a user would show
-the robot, reachable by construction. Seeds on which the expert fails have no goal: they count for
-the expert alone.
+It is planned from the environment's instruction, or towards a goal image: the last picture of the
+expert on the same seed, what a user would show the robot, reachable by construction. Seeds on which
+the expert fails have no goal: they count for the expert alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sfvgen_policies import make_policy
+from sfvgen_policies import Policy, make_policy
 
 from sfvgen_planner.data.environment import Environment, make_env
 from sfvgen_planner.data.episode import EpisodeSource
@@ -29,10 +29,12 @@ from sfvgen_planner.planning import (
     MPCPlanner,
     PlanningPolicy,
     PolicyConfig,
+    VideoPlanner,
 )
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 
-METHODS = ("mpc", "expert", "random")
+METHODS = ("video_plan", "mpc", "expert", "random")
+"""A video of the instruction and its actions, a search towards the goal image, and the bounds."""
 _SEEDS_PER_EPISODE = 4
 
 
@@ -44,7 +46,7 @@ class GoalPlanningConfig(EvaluationConfig):
         env: Gymnasium id of what the model was trained in, also ``module:id``.
         env_kwargs: of `gymnasium.make`.
         methods: names of `METHODS`; all by default.
-        num_planned_episodes: with a goal image, the same for each method.
+        num_planned_episodes: on which the expert succeeds, the same for each method.
         num_candidates: action sequences in each iteration of the search.
         num_iterations: of the search.
         num_inference_steps: denoiser calls for each imagined chunk.
@@ -90,7 +92,7 @@ class PlanToGoals:
 
 
 def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
-    """Success in the last frame of an episode, and for ``mpc`` plans per second."""
+    """Success in the last frame of an episode, and for planners plans per second."""
     require(bool(config.env), "name the environment that the model was trained in, with --env")
     model = load_world_model(config.model).to(config.device)
     with closing(make_env(config.env, config.env_kwargs, model.config.frame_skip)) as env:
@@ -103,7 +105,7 @@ def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
                 seeds, figures = list(outcomes), {"success_rate": rates}
             else:
                 seeds, figures = list(goals), _values(name, env, model, goals, config)
-            settings = fields | (_search(config) if name == "mpc" else {})
+            settings = fields | _settings(name, config)
             for figure, values in figures.items():
                 yield Figure.measured(
                     figure, values, UNITS[figure], seeds, config.device, method=name, **settings
@@ -150,11 +152,15 @@ def _values(
         episodes = play(env, make_policy(name, env), list(goals), name)
         return {"success_rate": [float(succeeded(episode)) for episode in episodes]}
     imagination = ImaginationWrapper(env, model)
-    policy = PlanningPolicy(
-        imagination, planner(config), PolicyConfig(config.num_executed_steps, max_departure=None)
-    )
+    actor: Policy
+    if name == "video_plan":
+        actor = policy = PlanningPolicy(imagination, VideoPlanner.from_pretrained(config.model))
+    else:
+        how = PolicyConfig(config.num_executed_steps, max_departure=None)
+        policy = PlanningPolicy(imagination, planner(config), how)
+        actor = PlanToGoals(policy, goals)
     figures: dict[str, list[float]] = {"success_rate": [], "plans_per_second": []}
-    for episode in play(imagination, PlanToGoals(policy, goals), list(goals), name):
+    for episode in play(imagination, actor, list(goals), name):
         figures["success_rate"].append(float(succeeded(episode)))
         figures["plans_per_second"] += plans_per_second(policy)
     return figures
@@ -166,7 +172,11 @@ def planner(config: GoalPlanningConfig) -> MPCPlanner:
     return MPCPlanner(solver, config=MPCConfig(num_inference_steps=config.num_inference_steps))
 
 
-def _search(config: GoalPlanningConfig) -> dict[str, Any]:
+def _settings(name: str, config: GoalPlanningConfig) -> dict[str, Any]:
+    if name == "video_plan":
+        return {"model": config.model, "objective": "instruction"}
+    if name != "mpc":
+        return {}
     return {
         "model": config.model,
         "objective": "goal image",

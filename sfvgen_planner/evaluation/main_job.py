@@ -63,7 +63,6 @@ def measure_skill(config: MainJobConfig) -> Iterator[Figure]:
     """Share of single moves that the video planner achieves; there is nothing to remember yet."""
     model = load_world_model(config.model).to(config.device)
     planner = VideoPlanner.from_pretrained(config.model)
-    planner.inverse_dynamics.to(config.device)
     env = ImaginationWrapper(make_env(ENV_ID, SKILL), model)
     policy = PlanningPolicy(env, planner)
     seeds = config.seeds(config.num_skill_episodes)

@@ -208,7 +208,6 @@ class _Robot:
         config, stack = self._config, ExitStack()
         model = load_world_model(self._checkpoint).to(config.device)
         planner = VideoPlanner.from_pretrained(self._checkpoint, VideoPlanConfig(**config.sampling))
-        planner.inverse_dynamics.to(config.device)
         num_envs = min(config.num_envs, config.num_closed_loop_episodes)
         envs = [make_env(ENV_ID, env_kwargs) for _ in range(num_envs)]
         for env in envs:

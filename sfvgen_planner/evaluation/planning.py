@@ -214,21 +214,17 @@ class _Opened(NamedTuple):
     stack: ExitStack
 
 
-def _video_planner(config: PlanningConfig) -> VideoPlanner:
-    planner = VideoPlanner.from_pretrained(config.model, VIDEO)
-    planner.inverse_dynamics.to(config.device)
-    return planner
-
-
 def _video_plan(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
-    planner = _video_planner(config)
+    planner = VideoPlanner.from_pretrained(config.model, VIDEO)
     return [PlanningPolicy(env, planner) for env in envs]
 
 
 def _mpc(
     envs: Sequence[ImaginationWrapper], config: PlanningConfig, solver: Solver
 ) -> list[Policy]:
-    planner = SubgoalPlanner(_video_planner(config), MPCPlanner(solver, config=SEARCH))
+    planner = SubgoalPlanner(
+        VideoPlanner.from_pretrained(config.model, VIDEO), MPCPlanner(solver, config=SEARCH)
+    )
     return [PlanningPolicy(env, planner, PolicyConfig(config.num_executed_steps)) for env in envs]
 
 

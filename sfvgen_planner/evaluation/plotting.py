@@ -72,8 +72,8 @@ def save_figure(figure: Any, out: Path) -> None:
     Raises:
         SfvgenError: ``out`` cannot be written.
     """
-    try:
-        with replacing(out) as temporary:
+    with replacing(out) as temporary:
+        try:
             figure.savefig(temporary, dpi=150)
-    except (OSError, ValueError) as error:
-        raise SfvgenError(f"cannot write the plot {out} ({error})") from error
+        except ValueError as error:
+            raise SfvgenError(f"cannot write the plot {out} ({error})") from error

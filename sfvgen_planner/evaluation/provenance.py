@@ -35,10 +35,11 @@ def git_commit() -> str | None:
 
     ``-dirty`` is added where a package in it differs from the commit.
     """
-    if not _git("ls-files", "--error-unmatch", "__init__.py"):
+    if not _git(_PACKAGE, "ls-files", "--error-unmatch", "__init__.py"):
         return None
-    commit = _git("rev-parse", "HEAD")
+    commit = _git(_PACKAGE, "rev-parse", "HEAD")
     changed = _git(
+        _PACKAGE,
         "status",
         "--porcelain",
         "--untracked-files=no",
@@ -48,6 +49,11 @@ def git_commit() -> str | None:
         ":/policies",
     )
     return f"{commit}-dirty" if changed else commit
+
+
+def checked_out_commit(folder: Path) -> str | None:
+    """The commit that is checked out in a folder, ``None`` where that is no checkout."""
+    return _git(folder, "rev-parse", "HEAD")
 
 
 def today() -> str:
@@ -71,12 +77,12 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
-    """Output of git in the package's folder, ``None`` where it fails or is not installed."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of git in a folder, ``None`` where it fails or is not installed."""
     git = shutil.which("git")
     if git is None:
         return None
     result = subprocess.run(
-        [git, "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=False
+        [git, "-C", str(folder), *arguments], capture_output=True, text=True, check=False
     )
     return result.stdout.strip() if result.returncode == 0 else None

@@ -16,6 +16,7 @@ from sfvgen_planner.evaluation.timing import SpeedConfig, load_fast, timed, timi
 from sfvgen_planner.evaluation.training_speed import measure_training
 from sfvgen_planner.imagination import ImaginationWrapper, Start, WorldModelVectorEnv
 from sfvgen_planner.planning import CEM, CEMConfig, MPCConfig, MPCPlanner, VideoPlanner
+from sfvgen_planner.world_model import VideoWorldModel
 
 BATCH_SIZES = (1, 32, 256)
 NUM_CANDIDATES = 32
@@ -25,30 +26,41 @@ LONG_HORIZON = 1_000_000
 """Steps that no measurement reaches: an episode's end would be timed too."""
 
 
-def measure_chunks(batch_size: int, config: SpeedConfig) -> Iterator[Figure]:
-    """Action-conditioned chunks, from latents to decoded frames on the host."""
-    model, settings = load_fast(config)
-    settings |= {"num_inference_steps": config.num_inference_steps}
+def imagining(
+    model: VideoWorldModel, batch_size: int, num_inference_steps: int
+) -> Callable[[], object]:
+    """Action-conditioned chunks of so many worlds, from latents to decoded frames on the host."""
     num_frames = model.config.num_future_frames
-    rng = np.random.default_rng(0)
+    channels, height, width = model.latent_size
     past = torch.randn(
-        batch_size, *_window(model.latent_size, model.config.num_past_frames), device=model.device
+        batch_size,
+        channels,
+        model.config.num_past_frames,
+        height,
+        width,
+        device=model.device,
     )
+    rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (batch_size, num_frames, model.action_size)).astype(np.float32)
     generator = torch.Generator(model.device).manual_seed(0)
+    return partial(
+        model,
+        past,
+        actions=actions,
+        num_inference_steps=num_inference_steps,
+        generator=generator,
+    )
 
-    def chunk() -> None:
-        model(
-            past,
-            actions=actions,
-            num_inference_steps=config.num_inference_steps,
-            generator=generator,
-        )
 
+def measure_chunks(batch_size: int, config: SpeedConfig) -> Iterator[Figure]:
+    """Chunks as `imagining` makes them."""
+    model, settings = load_fast(config)
+    settings |= {"num_inference_steps": config.num_inference_steps}
+    chunk = imagining(model, batch_size, config.num_inference_steps)
     seconds = np.array(timed(chunk, config, f"chunks, batch {batch_size}"))
     yield timing_figure(
         f"frames_per_second_b{batch_size}",
-        batch_size * num_frames / seconds,
+        batch_size * model.config.num_future_frames / seconds,
         "1/s",
         config,
         **settings,
@@ -67,7 +79,6 @@ def measure_plans(config: SpeedConfig) -> Iterator[Figure]:
     # As in the demo: one step is enough to rank actions.
     cem = MPCPlanner(solver, config=MPCConfig(horizon=horizon, num_inference_steps=1))
     video = VideoPlanner.from_pretrained(config.model)
-    video.inverse_dynamics.to(config.device)
     plans = {
         "plan_seconds": partial(cem.plan, env, observation["image"], seed=0),
         "video_plan_seconds": partial(video.plan, env, info["instruction"], seed=0),
@@ -113,8 +124,3 @@ FIGURES: dict[str, Callable[[SpeedConfig], Iterable[Figure]]] = {
     "modelscope_chunk_seconds": measure_base_model,
 }
 """Figure to the measurement that it comes from; plans are named after the device's type."""
-
-
-def _window(latent_size: tuple[int, int, int], num_frames: int) -> tuple[int, int, int, int]:
-    channels, height, width = latent_size
-    return channels, num_frames, height, width

@@ -65,19 +65,21 @@ def is_skipped(figures: str, config: SpeedConfig) -> bool:
     return not config.on_gpu
 
 
+def seconds_of(work: Callable[[], Any], config: SpeedConfig) -> float:
+    """Seconds until the device has finished the work."""
+    started = time.perf_counter()
+    work()
+    if config.on_gpu:
+        torch.cuda.synchronize(config.device)
+    return time.perf_counter() - started
+
+
 def timed(work: Callable[[], Any], config: SpeedConfig, what: str) -> list[float]:
     """Seconds of each run, until the device has finished; the first run does not count."""
-
-    def run() -> float:
-        started = time.perf_counter()
-        work()
-        if config.on_gpu:
-            torch.cuda.synchronize(config.device)
-        return time.perf_counter() - started
-
-    run()
+    seconds_of(work, config)
     runs = range(config.num_timed_runs)
-    return [run() for _ in tqdm(runs, desc=what, unit="run", dynamic_ncols=True)]
+    progress = tqdm(runs, desc=what, unit="run", dynamic_ncols=True)
+    return [seconds_of(work, config) for _ in progress]
 
 
 def timing_figure(name: str, values: Any, unit: str, config: SpeedConfig, **fields: Any) -> Figure:

@@ -111,6 +111,11 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         require(
             render_mode in (None, *modes), f"render_mode must be one of {modes}, got {render_mode}"
         )
+        autoreset_modes = [mode.value for mode in AutoresetMode]
+        require(
+            isinstance(autoreset_mode, AutoresetMode) or autoreset_mode in autoreset_modes,
+            f"autoreset_mode must be one of {autoreset_modes}, got {autoreset_mode!r}",
+        )
         config = world_model.config
         require(len(config.action_low) > 0, "a world model without actions cannot be stepped")
         self.world_model = world_model

@@ -1,285 +1,32 @@
-"""Low-rank adapters of which many memories share one batch, with codes in their bottleneck.
+"""The adapters of one world model: where memories start, and how they are put in place."""
 
-They are LoRA layers of PEFT with a variant of their own (`LoraVariant`): what PEFT keeps as
-parameters (A, B and the codes) is where every memory starts, and the memories themselves are
-stacked tensors `(memories, ...)` that a layer is given by `Adapters.place`. A batch of `N * S`
-samples then has N memories of S samples each, in order, and costs one batched matrix product.
-"""
-
-import logging
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import Conv3d as LoraConv3d
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.layer import LoraVariant
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.memory.layers import (
+    ADAPTER,
+    TIME_CODES,
+    LayerCodes,
+    MemoryConv3d,
+    MemoryLayer,
+    MemoryLinear,
+)
 from sfvgen_planner.world_model import VideoWorldModel
-
-logger = logging.getLogger(__name__)
 
 FastWeights = dict[str, Tensor]
 """The memories' tensors, each `(memories, ...)`, by PEFT's names of what they replace."""
 
-_ADAPTER = "default"
-_TIME_CODES = ("lora_time_scale", "lora_time_shift")
-_INSTRUCTION_CODES = ("lora_instruction_scale", "lora_instruction_shift")
 # Weak, because nothing has learnt yet to tell chunks and instructions apart in them.
 _NEW_DIRECTIONS = 0.3
-_CODES = ("lora_position_code", *_TIME_CODES, *_INSTRUCTION_CODES)
-
-
-class LayerCodes:
-    """What chunk indices and instructions give all layers of the denoiser for its present batch.
-
-    They are found for all layers at once: layer by layer, their many small kernels would cost more
-    than the memory's own products.
-
-    Attributes:
-        of_layer: for each layer its scale `1 + W`, `(groups, 1, 1, 1, r)`, and its bias
-            `P * (1 + W) + C`, `(groups, 1, cells, 1, r)`, for equal shares of the batch; None at
-            other times.
-    """
-
-    of_layer: list[tuple[Tensor, Tensor]] | None = None
-
-    def __init__(self, layers: list["MemoryLinear"]) -> None:
-        by_cells: dict[int, list[MemoryLinear]] = {}
-        for layer in layers:
-            by_cells.setdefault(_num_cells(layer), []).append(layer)
-        self._resolutions = list(by_cells.values())
-        self._layers = [layer for same in self._resolutions for layer in same]
-        for index, layer in enumerate(self._layers):
-            layer.codes, layer.code_index = self, index
-        self._tables: dict[Hashable, Tensor] = {}
-
-    def freeze(self) -> None:
-        """Stack the layers' codes once, for good; the layers keep their shares of the stacks."""
-        parts: list[tuple[str, list[MemoryLinear]]] = [
-            *((name, self._layers) for name in (*_TIME_CODES, *_INSTRUCTION_CODES)),
-            *(("lora_position_code", same) for same in self._resolutions),
-        ]
-        for name, layers in parts:
-            if _ADAPTER in getattr(layers[0], name):
-                table = self._stacked(name, layers).detach()
-                for layer, share in zip(layers, table, strict=True):
-                    getattr(layer, name)[_ADAPTER].data = share
-                self._tables[name, layers[0].code_index] = table
-
-    def listen(self, unet: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the denoiser works: hear the instructions."""
-        placed = next((layer for layer in self._layers if layer.fast_b is not None), None)
-        if placed is not None:
-            states = kwargs["encoder_hidden_states"].mean(dim=1)
-            assert placed.fast_b is not None
-            _check_rows(len(states), len(placed.fast_b))
-            scales, shifts = self._codes(states, placed)
-            scales = 1 + scales
-            biases: list[Tensor] = []
-            for layers in self._resolutions:
-                share = slice(len(biases), len(biases) + len(layers))
-                bias = shifts[share]
-                if _ADAPTER in layers[0].lora_position_code:
-                    positions = self._stacked("lora_position_code", layers)[:, None, None, :, None]
-                    bias = torch.addcmul(bias, positions, scales[share])
-                biases += bias.unbind()
-            self.of_layer = list(zip(scales.unbind(), biases, strict=True))
-
-    def forget(self, unet: nn.Module, args: Any, output: Any) -> None:
-        """Afterwards; but gradient checkpointing computes layers anew while memories are placed."""
-        if not torch.is_grad_enabled():
-            self.of_layer = None
-
-    def _codes(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, Tensor]:
-        """W and C `(layers, groups, 1, 1, 1, r)` for instructions `(samples, text size)`."""
-        codes = []
-        for time, instruction in zip(_TIME_CODES, _INSTRUCTION_CODES, strict=True):
-            code = None
-            if _ADAPTER in placed.lora_time_scale:
-                table = self._stacked(time, self._layers)
-                assert placed.chunks is not None
-                code = table[:, placed.chunks.clamp(max=table.shape[1] - 1)]
-            if _ADAPTER in placed.lora_instruction_scale:
-                matrices = self._stacked(instruction, self._layers)
-                told = (states.to(matrices.dtype) @ matrices).to(matrices.dtype)
-                if code is not None:
-                    told = told + code.repeat_interleave(told.shape[1] // code.shape[1], dim=1)
-                code = told
-            assert code is not None
-            codes.append(code[:, :, None, None, None])
-        return codes[0], codes[1]
-
-    def _stacked(self, name: str, layers: list["MemoryLinear"]) -> Tensor:
-        """These layers' codes of this name, `(layers, ..., r)`."""
-        table = self._tables.get((name, layers[0].code_index))
-        if table is not None:
-            return table
-        return torch.stack([getattr(layer, name)[_ADAPTER] for layer in layers])
-
-
-def _num_cells(layer: "MemoryLinear") -> int:
-    """Cells that have a position code of their own."""
-    return len(layer.lora_position_code[_ADAPTER]) if _ADAPTER in layer.lora_position_code else 0
-
-
-class _MemoryLayer(LoraLayer):
-    """What both kinds of layers share: the memories in place.
-
-    Attributes:
-        fast_factors: PEFT's names of the factors that memories replace.
-        fast_a: `(memories, r, in, ...)`, or None where A is the slow one.
-        fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
-            the slow model's.
-        chunks: `(memories,)`, each one's chunk index.
-    """
-
-    fast_factors: tuple[str, ...] = ()
-    fast_a: Tensor | None = None
-    fast_b: Tensor | None = None
-    chunks: Tensor | None = None
-
-    def place(self, fast_a: Tensor | None, fast_b: Tensor | None, chunks: Tensor | None) -> None:
-        self.fast_a, self.fast_b, self.chunks = fast_a, fast_b, chunks
-
-
-class MemoryLinear(LoraLinear, _MemoryLayer):
-    """A linear layer with `B_n ((A h + P[cell]) * (1 + W) + C)` for memory n.
-
-    W and C are the sums of what its chunk index and the sample's instruction give them.
-
-    Attributes:
-        codes: W and C of all layers, or None where there are none.
-        code_index: This layer's among them.
-    """
-
-    adapter_layer_names = (*LoraLayer.adapter_layer_names, *_CODES)
-    codes: LayerCodes | None = None
-    code_index: int = 0
-
-    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
-        return _LinearVariant()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """PEFT's own way takes Python as long as the layer's products, at every layer and step."""
-        result: Tensor = self.base_layer(x)
-        fast_b = self.fast_b
-        if fast_b is None or self.disable_adapters:
-            return result
-        memories = fast_b.shape[0]
-        _check_rows(x.shape[0], memories)
-        if self.fast_a is None:
-            hidden = F.linear(x, self.lora_A[_ADAPTER].weight)
-        else:
-            hidden = _products(x, self.fast_a.to(x.dtype))
-        hidden = _coded(self, hidden)
-        # Result and product in one kernel, and in place where no gradient is taken of it: a step
-        # is bound by the number of its kernels and by its copies.
-        add = torch.Tensor.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-        return add(
-            result.view(memories, -1, result.shape[-1]),
-            hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
-            fast_b.transpose(1, 2).to(result.dtype),
-        ).view(result.shape)
-
-
-class MemoryConv3d(LoraConv3d, _MemoryLayer):
-    """A convolution over time with `B_n A_n h` for memory n."""
-
-    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
-        return _ConvVariant()
-
-
-class _LinearVariant(LoraVariant):
-    @staticmethod
-    def init(module: LoraLayer, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
-        module.fast_factors = config.memory.fast_factors
-        codes = _code_tables(module, config)
-        for name in _CODES:
-            values = {adapter_name: nn.Parameter(codes[name])} if name in codes else {}
-            setattr(module, name, nn.ParameterDict(values))
-
-
-def _coded(layer: MemoryLinear, hidden: Tensor) -> Tensor:
-    """`(A h + P[cell]) * (1 + W) + C` of `A h` `(rows, frames, r)`, with the codes there are."""
-    if layer.codes is None:
-        position = layer.lora_position_code[_ADAPTER] if _num_cells(layer) else None
-        if position is None:
-            return hidden
-        return hidden.unflatten(0, (-1, len(position))) + position[:, None]
-    assert layer.codes.of_layer is not None
-    scale, bias = layer.codes.of_layer[layer.code_index]
-    grouped = hidden.reshape(scale.shape[0], -1, bias.shape[2], *hidden.shape[1:])
-    return torch.addcmul(bias, grouped, scale)
-
-
-class _ConvVariant(LoraVariant):
-    @staticmethod
-    def init(module: LoraLayer, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
-        require(
-            config.memory.rule == "adam" and not config.memory.is_coded,
-            "a convolution has no codes in its bottleneck, and its A and B learn with Adam; "
-            "choose target_modules without convolutions",
-        )
-        module.fast_factors = config.memory.fast_factors
-
-    @staticmethod
-    def forward(
-        module: MemoryConv3d, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
-    ) -> Tensor:
-        fast_a, fast_b = module.fast_a, module.fast_b
-        if fast_a is None or fast_b is None:
-            return result
-        _check_rows(len(x), len(fast_b))
-        base = module.get_base_layer()
-        hidden = _grouped_convolution(x, fast_a.to(x.dtype), base.stride, base.padding)
-        return result + _grouped_convolution(hidden, fast_b.to(x.dtype)).to(result.dtype)
-
-
-def _products(x: Tensor, weights: Tensor) -> Tensor:
-    """`weights[n] @ x` for the n-th share of the rows; `(rows, ..., out)`."""
-    stacked = x.reshape(len(weights), -1, x.shape[-1])
-    return torch.bmm(stacked, weights.transpose(1, 2)).reshape(*x.shape[:-1], -1)
-
-
-def _grouped_convolution(x: Tensor, weights: Tensor, stride: Any = 1, padding: Any = 0) -> Tensor:
-    """Each memory's convolution of its share of the samples: one group of channels for each."""
-    memories = len(weights)
-    grouped = x.unflatten(0, (memories, -1)).transpose(0, 1).flatten(1, 2)
-    out = F.conv3d(grouped, weights.flatten(0, 1), None, stride, padding, groups=memories)
-    return out.unflatten(1, (memories, -1)).transpose(0, 1).flatten(0, 1)
-
-
-def _check_rows(rows: int, memories: int) -> None:
-    require(
-        rows % memories == 0,
-        f"{memories} memories need a batch of as many samples for each, in order of the memories",
-    )
-
-
-def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
-    """The codes' start: places all differ at once, chunks and instructions begin alike."""
-    memory: MemoryConfig = config.memory
-    tables = {}
-    weight = module.get_base_layer().weight
-    if memory.position_code:
-        tables["lora_position_code"] = torch.randn(module.get_base_layer().num_cells, memory.rank)
-    if memory.num_time_codes:
-        for name in _TIME_CODES:
-            tables[name] = torch.zeros(memory.num_time_codes, memory.rank)
-    if memory.instruction_code:
-        for name in _INSTRUCTION_CODES:
-            tables[name] = torch.zeros(config.text_size, memory.rank)
-    return {name: table.to(weight) for name, table in tables.items()}
 
 
 def peft_config(world_model: VideoWorldModel, config: MemoryConfig) -> LoraConfig:
@@ -328,7 +75,7 @@ def _count_cells(world_model: VideoWorldModel) -> None:
 
 def _grown(name: str, trained: Tensor, fresh: Tensor) -> Tensor:
     """Trained values in the first rows and columns of fresh ones."""
-    if name.endswith(_TIME_CODES):
+    if name.endswith(TIME_CODES):
         # Chunks beyond the codes had the last one.
         trained = trained[torch.arange(len(fresh)).clamp(max=len(trained) - 1)]
     grown = _NEW_DIRECTIONS * fresh.to(trained)
@@ -345,7 +92,7 @@ def slow_weights(unet: nn.Module) -> dict[str, Tensor]:
     fast = tuple(
         f"{name}.{factor}."
         for name, layer in unet.named_modules()
-        if isinstance(layer, _MemoryLayer)
+        if isinstance(layer, MemoryLayer)
         for factor in layer.fast_factors
     )
     return {
@@ -387,7 +134,7 @@ class Adapters:
         self._layers = {
             name: module
             for name, module in self._peft.named_modules()
-            if isinstance(module, _MemoryLayer)
+            if isinstance(module, MemoryLayer)
         }
         self._codes: LayerCodes | None = None
         self._hooks: tuple[RemovableHandle, ...] = ()
@@ -405,7 +152,7 @@ class Adapters:
         """The start, the same on every device: A as LoRA's, B zero."""
         generator = torch.Generator().manual_seed(seed)
         for layer in self._layers.values():
-            a = layer.lora_A[_ADAPTER].weight
+            a = layer.lora_A[ADAPTER].weight
             # LoRA's usual start: uniform with variance 1 / (3 fan_in).
             bound = a[0].numel() ** -0.5
             a.copy_(bound * (torch.rand(a.shape, generator=generator) * 2 - 1))
@@ -430,7 +177,7 @@ class Adapters:
         fast = {}
         for name, layer in self._layers.items():
             for factor in layer.fast_factors:
-                weight = getattr(layer, factor)[_ADAPTER].weight
+                weight = getattr(layer, factor)[ADAPTER].weight
                 fast[f"{name}.{factor}.weight"] = weight.expand(num_memories, *weight.shape)
         return fast
 
@@ -480,7 +227,7 @@ class Adapters:
 
     def peft_settings(self) -> LoraConfig:
         """PEFT's own settings, for its `adapter_config.json`."""
-        return self._peft.peft_config[_ADAPTER]
+        return self._peft.peft_config[ADAPTER]
 
     def detach(self) -> None:
         """Take the adapters out of the model again."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.files import replacing, write_json
+from sfvgen_planner.files import replacing, write_json, writing_errors
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.world_model.shipped import shipped_folder
@@ -44,12 +44,18 @@ def trained_adapter(
 def write_adapter(
     folder: Path, adapters: Adapters, tensors: dict[str, Tensor], num_writes: int = 0
 ) -> None:
-    """Write a PEFT adapter folder and the memory's own settings, each file in one go."""
+    """Write a PEFT adapter folder and the memory's own settings, each file in one go.
+
+    Raises:
+        SfvgenError: The folder cannot be written.
+    """
     settings = {"config": asdict(adapters.config), COUNTER: num_writes}
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / _WEIGHTS_FILE) as temporary:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
-    adapters.peft_settings().save_pretrained(str(folder))
+    on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    with writing_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / _WEIGHTS_FILE) as temporary:
+            save_file(on_cpu, temporary)
+        adapters.peft_settings().save_pretrained(str(folder))
     write_json(folder / _SETTINGS_FILE, settings)
 
 

@@ -201,7 +201,9 @@ class MemoryBank:
             SfvgenError: the bank is open for reading only, or cannot be written to.
         """
         if self._lock is None:
-            raise SfvgenError(f"{self.path} is open for reading; open it with mode='a' to append")
+            raise SfvgenError(
+                f"{self.path} is closed, or open for reading only; open it with mode='a' to append"
+            )
         number = self._next_number
         self._next_number += 1
         latents = self._latents(frame)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
-from sfvgen_planner.files import replacing
+from sfvgen_planner.files import replacing, writing_errors
 
 logger = logging.getLogger(__name__)
 
@@ -240,16 +240,12 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    try:
+    with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata)
             _sync(temporary)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise SfvgenError(
-            f"cannot write {path} ({error}); the chunks before it are kept"
-        ) from error
 
 
 def _sync(path: Path) -> None:

@@ -315,7 +315,12 @@ class EpisodicMemory:
     # ---------------------------------------------------------------- state
 
     def state(self, index: int = 0) -> dict[str, Tensor]:
-        """A copy of all that `write` changed: tensors under PEFT's names, the number of writes."""
+        """A copy of all that `write` changed: tensors under PEFT's names, the number of writes.
+
+        Raises:
+            SfvgenError: There is no such memory.
+        """
+        self._checked([index])
         state = {name: value[index].cpu().clone() for name, value in self._fast.items()}
         state[COUNTER] = torch.tensor(self._num_writes[index])
         if self._history[index]:
@@ -326,8 +331,9 @@ class EpisodicMemory:
         """Put back what `state` gave.
 
         Raises:
-            SfvgenError: The state belongs to another model or rank.
+            SfvgenError: The state belongs to another model or rank, or there is no such memory.
         """
+        self._checked([index])
         tensors = {k: v for k, v in state.items() if k not in (COUNTER, _HISTORY)}
         own = {name: value.shape[1:] for name, value in self._fast.items()}
         if own != {name: tensor.shape for name, tensor in tensors.items()}:

@@ -55,7 +55,8 @@ class VideoPlanner(BatchPlanner):
     outcome head picks the one that achieves the instruction best.
 
     Args:
-        inverse_dynamics: tells which action leads from one frame to the next.
+        inverse_dynamics: tells which action leads from one frame to the next; moved to the world
+            model's device, as the head is.
         config: number, length and sampling of the videos.
         outcome_head: judges the frames of several imagined videos; None imagines a single one.
     """
@@ -110,6 +111,7 @@ class VideoPlanner(BatchPlanner):
             guidance_scale=self.config.guidance_scale,
             seeds=seeds,
         )
+        self.inverse_dynamics.to(futures[0].latents.device)
         all_scores = self._scores(futures)
         best = [int(scores.argmax()) for scores in all_scores]
         chosen = [future.latents[index] for future, index in zip(futures, best, strict=True)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import warnings
@@ -393,13 +395,28 @@ def test_state_continues_bit_for_bit_here_and_elsewhere(make: MakeEnv) -> None:
     expected = roll(env)
     expected_next = env.reset()[0]["image"]  # the random generator is part of the state
     other.reset(seed=1)
-    for copy in (env, other):
-        copy.set_state(state)
-        images, facts, physics = roll(copy)
+    for one in (env, other):
+        one.set_state(state)
+        images, facts, physics = roll(one)
         np.testing.assert_array_equal(images, expected[0])
         assert facts == expected[1]
         np.testing.assert_array_equal(physics, expected[2])
-        np.testing.assert_array_equal(copy.reset()[0]["image"], expected_next)
+        np.testing.assert_array_equal(one.reset()[0]["image"], expected_next)
+
+
+@pytest.mark.parametrize("how", ["copied", "pickled"])
+def test_a_copied_environment_goes_on_bit_for_bit(make: MakeEnv, how: str) -> None:
+    env = make(level=2, render_size=48)
+    run_expert(env, 7, until=lambda info: held(env))
+    env.render()
+    other = copy.deepcopy(env) if how == "copied" else pickle.loads(pickle.dumps(env))
+    for action in random_actions(10):
+        (expected, *facts), (observation, *told) = env.step(action), other.step(action)
+        np.testing.assert_array_equal(observation["image"], expected["image"])
+        assert told == facts
+    np.testing.assert_array_equal(other.render(), env.render())
+    np.testing.assert_array_equal(other.reset()[0]["image"], env.reset()[0]["image"])
+    other.close()
 
 
 def test_to_advance_is_to_step_without_a_picture(make: MakeEnv, monkeypatch: Any) -> None:

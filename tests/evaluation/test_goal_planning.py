@@ -1,4 +1,4 @@
-"""Planning to goal images, on a point mass whose expert and world model are known."""
+"""Planning in any environment: a point mass whose expert and world model are known."""
 
 import json
 from dataclasses import replace
@@ -14,15 +14,18 @@ from sfvgen_planner.evaluation import goal_planning
 from sfvgen_planner.evaluation.goal_planning import FIGURES, GoalPlanningConfig, PlanToGoals
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.planning import MPCPlanner, PlanningPolicy
-from tests.point_mass import PointMassEnv, PointMassWorldModel
+from sfvgen_planner.planning import MPCPlanner, PlanningPolicy, VideoPlanner
+from tests.point_mass import PointMassEnv, PointMassInverseDynamics, PointMassWorldModel
 
 ENV_ID = "tests/Corner-v0"
 WAY = np.array([-0.2, -0.2])
 
 
 class CornerEnv(PointMassEnv):
-    """Succeeds where the point ends `WAY` from where it began, but never for odd seeds."""
+    """Succeeds where the point ends `WAY` from where it began, but never for odd seeds.
+
+    Its instructions lead there.
+    """
 
     def __init__(self, render_mode="rgb_array", impossible=False):
         super().__init__(render_mode, num_steps=8)
@@ -38,6 +41,9 @@ class CornerEnv(PointMassEnv):
         observation, reward, terminated, truncated, info = super().step(action)
         near = np.linalg.norm(observation - self.target) < 0.06
         return observation, reward, terminated, truncated, {**info, "success": near > self.fails}
+
+    def _info(self):
+        return {"instruction": "left" if self.step_count < 4 else "up"}
 
 
 class CornerExpert:
@@ -61,6 +67,8 @@ def config(monkeypatch):
     gym.register(ENV_ID, entry_point=CornerEnv)
     monkeypatch.setitem(EXPERTS, CornerEnv.__module__, f"{CornerExpert.__module__}:CornerExpert")
     monkeypatch.setattr(goal_planning, "load_world_model", lambda name: Model())
+    planner = VideoPlanner(PointMassInverseDynamics())
+    monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda name: planner)
     yield replace(GoalPlanningConfig.of("corner", "cpu", num_episodes=5), env=ENV_ID)
     del gym.registry[ENV_ID]
 
@@ -73,19 +81,21 @@ def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, confi
     out = tmp_path / "goals.json"
     measure(out, config, FIGURES)
     rows = {(row["name"], row["method"]): row for row in rows_of(out)}
-    assert rows.keys() == {("plans_per_second", "mpc")} | {
-        ("success_rate", method) for method in ("mpc", "expert", "random")
+    planners = ("video_plan", "mpc")
+    assert rows.keys() == {("plans_per_second", planner) for planner in planners} | {
+        ("success_rate", method) for method in (*planners, "expert", "random")
     }
     # The expert fails on odd seeds: it needs 9 for 5 goals.
     expert = rows.pop(("success_rate", "expert"))
     assert expert["seeds"] == list(range(HELD_OUT_SEED, HELD_OUT_SEED + 9))
     assert expert["value"] == pytest.approx(5 / 9)
-    assert rows["success_rate", "mpc"]["value"] == 1
+    for planner in planners:
+        assert rows["success_rate", planner]["value"] == 1
+        assert rows["success_rate", planner]["model"] == "corner"
     assert rows["success_rate", "random"]["value"] < 0.5
     for row in rows.values():
         assert row["seeds"] == [HELD_OUT_SEED + 2 * i for i in range(5)]
         assert row["env"] == ENV_ID
-    assert rows["success_rate", "mpc"]["model"] == "corner"
 
 
 def test_each_episode_has_the_goal_of_its_seed(config):
@@ -122,7 +132,9 @@ def test_without_goal_images_it_is_told_why(config, change, message):
 
 
 def test_wrong_settings_are_told():
-    with pytest.raises(SfvgenError, match="no method 'mpcs'; choose from mpc, expert, random"):
+    with pytest.raises(
+        SfvgenError, match="no method 'mpcs'; choose from video_plan, mpc, expert, random"
+    ):
         GoalPlanningConfig(methods=("mpcs",))
     with pytest.raises(SfvgenError, match="num_candidates must be at least 2"):
         GoalPlanningConfig(num_candidates=1)

@@ -309,6 +309,7 @@ def test_bad_resets_are_refused(arguments, message):
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"success_threshold": 0}, "success_threshold"),
         ({"render_mode": "human"}, "render_mode"),
+        ({"autoreset_mode": "Never"}, "autoreset_mode must be one of .*'SameStep'"),
     ],
 )
 def test_bad_options_are_refused(options, message):

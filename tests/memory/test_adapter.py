@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
-from sfvgen_planner.memory.adapter import Adapters, LayerCodes, MemoryLinear, peft_config
+from sfvgen_planner.memory.adapter import Adapters, peft_config
 from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
+from sfvgen_planner.memory.layers import LayerCodes, MemoryLinear
 from sfvgen_planner.world_model import tiny_world_model
 
 CODED = MemoryConfig(

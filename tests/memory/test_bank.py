@@ -410,6 +410,8 @@ def test_bad_input_is_told(tmp_path, model):
     with pytest.raises(SfvgenError, match="as many actions"):
         writer.append(frames, actions[:7], instructions, memory)
     bank.close()
+    with pytest.raises(SfvgenError, match="is closed"):
+        bank.begin(picture(0))
     assert len(MemoryBank(tmp_path / "bank", model)) == 0
     (tmp_path / "bank" / "bank.json").write_text('{"format": "sfvgen-memory-bank", "version": 9}')
     with pytest.raises(SfvgenError, match="version 9"):

@@ -520,5 +520,10 @@ def test_wrong_numbers_of_memories_are_told(model):
     memory = EpisodicMemory(model, num_memories=2)
     with pytest.raises(SfvgenError, match="2 memories need as many chunks"):
         write(memory)
-    with pytest.raises(SfvgenError, match="from 0 to 1"):
-        memory.reset([2])
+    for misuse in (
+        lambda: memory.reset([2]),
+        lambda: memory.state(2),
+        lambda: memory.load(memory.state(), -1),
+    ):
+        with pytest.raises(SfvgenError, match="from 0 to 1"):
+            misuse()
