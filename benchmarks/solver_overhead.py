@@ -5,8 +5,8 @@ small network, as cheap as learned dynamics get. The floor of a solver draws, fo
 of the cost function, as many candidates in one line and rolls them out, those of all environments
 in one batch; the solvers take them in batches of `MAX_BATCH_SIZE`. For the gradient solver the
 floor also computes the gradient. Planners of pytorch-mppi and TorchRL are measured on the same
-problems where they are installed. All are timed in turn, round after round; a ratio is that of one
-round.
+problems where they are installed. All are timed in turn, round after round, the floor before its
+solver in one round and after it in the next; a ratio is that of one round.
 
     python benchmarks/solver_overhead.py --out results/solvers.json
 """
@@ -240,7 +240,7 @@ def measure(num_rounds: int) -> Iterator[Figure]:
             }
             rounds = tqdm(range(num_rounds + 1), f"{dynamics}, {num_envs} environments")
             # The first round warms up.
-            times = np.array([_round(plans, floors) for _ in rounds])[1:]
+            times = np.array([_round(plans, floors, number % 2 == 0) for number in rounds])[1:]
             for (name, library, _), seconds, bare in zip(
                 plans, *times.transpose(1, 2, 0), strict=True
             ):
@@ -266,12 +266,21 @@ def measure(num_rounds: int) -> Iterator[Figure]:
 
 
 def _round(
-    plans: list[tuple[str, str, Plan]], floors: dict[str, Plan]
+    plans: list[tuple[str, str, Plan]], floors: dict[str, Plan], floor_first: bool
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each plan, and of its floor right after it."""
-    pairs = [(_seconds(plan), _seconds(floors[name])) for name, _, plan in plans]
-    seconds, bare = zip(*pairs, strict=True)
-    return list(seconds), list(bare)
+    """Seconds of each plan and of its floor, which follow each other in either order.
+
+    The second of the two finds the processor's caches filled by the first.
+    """
+    seconds, bare = [], []
+    for name, _, plan in plans:
+        if floor_first:
+            bare.append(_seconds(floors[name]))
+            seconds.append(_seconds(plan))
+        else:
+            seconds.append(_seconds(plan))
+            bare.append(_seconds(floors[name]))
+    return seconds, bare
 
 
 def _seconds(work: Plan) -> float:
