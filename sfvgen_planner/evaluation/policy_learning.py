@@ -179,7 +179,9 @@ def measure_policy_learning(config: PolicyLearningConfig) -> Iterator[Figure]:
 
 
 def _measure(learner: _Learner, config: PolicyLearningConfig) -> Iterator[Figure]:
-    model, _ = learner.model, learner.head
+    model = learner.model
+    # Missing, it is told before any work is spent.
+    required_outcome_head(config.model)
     check_action_space(learner.env.action_space, model.config.action_low, model.config.action_high)
     model_steps = model.config.data_steps if config.model_steps is None else config.model_steps
     learner.starts, num_start_steps = _starts(config, learner, model_steps)
