@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sfvgen_envs.wrappers import FixedInstruction, SeededReset
+from sfvgen_envs.wrappers import DrawnAsReset, FixedInstruction, SeededReset
 
 Env = gym.Env[Any, Any]
 
@@ -96,7 +96,8 @@ def make_metaworld(
     env.observation_space = env.sawyer_observation_space
     env.mujoco_renderer.default_cam_config = _camera(_METAWORLD_CAMERA)
     render_plainly(env.model)
-    return FixedInstruction(SeededReset(env), task.rpartition("-v")[0].replace("-", " "))
+    words = task.rpartition("-v")[0].replace("-", " ")
+    return FixedInstruction(DrawnAsReset(SeededReset(env)), words)
 
 
 def make_visual_cube(

@@ -84,3 +84,26 @@ class SeededReset(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorAr
         if seed is not None:
             self.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
         return self.env.reset(seed=seed, options=options)
+
+
+class DrawnAsReset(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Show what ``reset`` drew in the first picture already, in an environment on MuJoCo.
+
+    Where ``reset`` moves a mark in MuJoCo's model last of all, the picture has it where it was
+    before, until the first step.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        # Not at the top: this package is used without MuJoCo too.
+        import mujoco
+
+        found = self.env.reset(seed=seed, options=options)
+        simulated: Any = self.unwrapped
+        mujoco.mj_forward(simulated.model, simulated.data)
+        return found

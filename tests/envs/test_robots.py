@@ -124,6 +124,16 @@ def test_metaworld_draws_a_new_goal_for_every_seed() -> None:
     assert len(goals) == 60
 
 
+def test_the_first_picture_of_metaworld_shows_the_goal_of_its_seed() -> None:
+    pytest.importorskip("metaworld")
+    env = make_env("sfvgen/MetaWorld-v0", {"task": "reach-v3"})
+    simulated: Any = env.unwrapped
+    for seed in range(3):
+        observation, _ = env.reset(seed=seed)
+        np.testing.assert_allclose(simulated.data.site("goal").xpos, observation[-3:])
+    env.close()
+
+
 def test_an_unknown_task_of_metaworld_is_told() -> None:
     pytest.importorskip("metaworld")
     with pytest.raises(SfvgenError, match=r"no task 'dance'; choose from .*reach-v3"):
