@@ -59,7 +59,8 @@ _EVALUATIONS = {
     "goal-planning": _Evaluation(
         "goal_planning",
         "GoalPlanningConfig",
-        "planning to a goal image in any environment, against its expert and random",
+        "planning in any environment, against its expert and random",
+        is_spread=True,
     ),
 }
 
@@ -320,7 +321,7 @@ def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help="video_plan, mpc, expert, random (default: all)",
+        help="video_plan, mpc_reward, mpc, expert, random (default: all)",
     )
     parser.add_argument(
         "--num-candidates", type=int, metavar="N", help="of an iteration of the search"

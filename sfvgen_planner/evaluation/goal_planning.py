@@ -1,19 +1,21 @@
 """How often planning succeeds in any environment, against its expert and random actions.
 
-It is planned from the environment's instruction, or towards a goal image: the last picture of the
-expert on the same seed, what a user would show the robot, reachable by construction. Seeds on which
-the expert fails have no goal: they count for the expert alone.
+It is planned from the environment's instruction, for the reward that the model foresees for it, or
+towards a goal image: the last picture of the expert on the same seed, what a user would show the
+robot, reachable by construction. Seeds on which the expert fails have no goal: they count for the
+expert alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from sfvgen_policies import Policy, make_policy
+from sfvgen_policies import make_policy
 
 from sfvgen_planner.data.environment import Environment, make_env
 from sfvgen_planner.data.episode import EpisodeSource
@@ -21,7 +23,7 @@ from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.evaluation.rollout import play, succeeded
+from sfvgen_planner.evaluation.rollout import play, play_side_by_side, play_spread, succeeded
 from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import (
@@ -29,12 +31,15 @@ from sfvgen_planner.planning import (
     MPCPlanner,
     PlanningPolicy,
     PolicyConfig,
+    TaskReward,
     VideoPlanner,
 )
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model
+from sfvgen_planner.planning.plan import BatchPlanner
+from sfvgen_planner.world_model import load_world_model
 
-METHODS = ("video_plan", "mpc", "expert", "random")
-"""A video of the instruction and its actions, a search towards the goal image, and the bounds."""
+METHODS = ("video_plan", "mpc_reward", "mpc", "expert", "random")
+"""A video of the instruction and its actions, searches for the instruction's reward and towards the
+goal image, and the bounds."""
 _SEEDS_PER_EPISODE = 4
 
 
@@ -67,49 +72,30 @@ class GoalPlanningConfig(EvaluationConfig):
         check_choices({"method": (self.methods, METHODS)})
 
 
-class PlanToGoals:
-    """Plans to the goal image of each episode's seed.
-
-    Args:
-        policy: makes the plans.
-        goals: seed to goal image ``(H, W, 3)`` uint8.
-    """
-
-    def __init__(self, policy: PlanningPolicy, goals: Mapping[int, np.ndarray]) -> None:
-        self.policy = policy
-        self._goals = goals
-
-    def reset(self, seed: int | None = None) -> None:
-        """Begin the episode of a seed that there is a goal for."""
-        require(seed in self._goals, f"there is no goal image for the seed {seed}")
-        assert seed is not None
-        self.policy.goal = self._goals[seed]
-        self.policy.reset(seed)
-
-    def act(self, observation: Any, instruction: str) -> np.ndarray:
-        """Return the next action ``(A,)``."""
-        return self.policy.act(observation, instruction)
-
-
 def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
     """Success in the last frame of an episode, and for planners plans per second."""
     require(bool(config.env), "name the environment that the model was trained in, with --env")
-    model = load_world_model(config.model).to(config.device)
-    with closing(make_env(config.env, config.env_kwargs, model.config.frame_skip)) as env:
-        outcomes = expert_outcomes(env, config, model.config.image_size)
+    seen = load_world_model(config.model).config
+    with closing(make_env(config.env, config.env_kwargs, seen.frame_skip)) as env:
+        outcomes = expert_outcomes(env, config, seen.image_size)
         goals = {seed: frame for seed, (success, frame) in outcomes.items() if success}
         fields = {"env": config.env, "env_kwargs": dict(config.env_kwargs)}
         for name in config.methods or METHODS:
             if name == "expert":
                 rates = [float(success) for success, _ in outcomes.values()]
                 seeds, figures = list(outcomes), {"success_rate": rates}
+            elif name == "random":
+                episodes = play(env, make_policy(name, env), list(goals), name)
+                rates = [float(succeeded(episode)) for episode in episodes]
+                seeds, figures = list(goals), {"success_rate": rates}
             else:
-                seeds, figures = list(goals), _values(name, env, model, goals, config)
+                seeds, figures = list(goals), _planned(name, goals, config)
             settings = fields | _settings(name, config)
             for figure, values in figures.items():
-                yield Figure.measured(
-                    figure, values, UNITS[figure], seeds, config.device, method=name, **settings
-                )
+                told = {"method": name, **settings}
+                if figure == "plans_per_second" and config.num_envs > 1:
+                    told["num_envs"] = config.num_envs
+                yield Figure.measured(figure, values, UNITS[figure], seeds, config.device, **told)
 
 
 def expert_outcomes(
@@ -140,46 +126,81 @@ def expert_outcomes(
     )
 
 
-def _values(
-    name: str,
-    env: Environment,
-    model: VideoWorldModel,
-    goals: Mapping[int, np.ndarray],
-    config: GoalPlanningConfig,
+def _planned(
+    name: str, goals: Mapping[int, np.ndarray], config: GoalPlanningConfig
 ) -> dict[str, list[float]]:
     """Figure to one value per episode with a goal."""
-    if name == "random":
-        episodes = play(env, make_policy(name, env), list(goals), name)
-        return {"success_rate": [float(succeeded(episode)) for episode in episodes]}
-    imagination = ImaginationWrapper(env, model)
-    actor: Policy
+    player = _Player(name, goals, config)
+    rows = play_spread(player, list(goals), config.num_workers, name, config.num_envs)
+    columns = zip(*rows, strict=True)
+    return {figure: list(values) for figure, values in zip(UNITS, columns, strict=True)}
+
+
+class _Player:
+    """Plays one planner's episodes, by their seeds, and takes their figures."""
+
+    def __init__(
+        self, name: str, goals: Mapping[int, np.ndarray], config: GoalPlanningConfig
+    ) -> None:
+        self._name = name
+        self._goals = goals
+        self._config = config
+        self._policies: list[PlanningPolicy] = []
+        self._stack = ExitStack()
+
+    def play(self, seeds: Sequence[int]) -> list[tuple[float, ...]]:
+        """The values of `UNITS` of each episode."""
+        if not self._policies:
+            self._open()
+        policies = self._policies[: len(seeds)]
+        if self._name == "mpc":
+            for policy, seed in zip(policies, seeds, strict=True):
+                policy.goal = self._goals[seed]
+        episodes = play_side_by_side(policies, seeds)
+        return [
+            (float(succeeded(episode)), *plans_per_second(policy))
+            for episode, policy in zip(episodes, policies, strict=True)
+        ]
+
+    def _open(self) -> None:
+        config = self._config
+        model = load_world_model(config.model).to(config.device)
+        planner, how = _planner(self._name, config)
+        for _ in range(min(config.num_envs, len(self._goals))):
+            env = make_env(config.env, config.env_kwargs, model.config.frame_skip)
+            self._stack.callback(env.close)
+            self._policies.append(PlanningPolicy(ImaginationWrapper(env, model), planner, how))
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._stack.close()
+        self._policies = []
+
+
+def _planner(name: str, config: GoalPlanningConfig) -> tuple[BatchPlanner, PolicyConfig]:
+    """A planner, and when it plans again."""
     if name == "video_plan":
-        actor = policy = PlanningPolicy(imagination, VideoPlanner.from_pretrained(config.model))
-    else:
-        how = PolicyConfig(config.num_executed_steps, max_departure=None)
-        policy = PlanningPolicy(imagination, planner(config), how)
-        actor = PlanToGoals(policy, goals)
-    figures: dict[str, list[float]] = {"success_rate": [], "plans_per_second": []}
-    for episode in play(imagination, actor, list(goals), name):
-        figures["success_rate"].append(float(succeeded(episode)))
-        figures["plans_per_second"] += plans_per_second(policy)
-    return figures
-
-
-def planner(config: GoalPlanningConfig) -> MPCPlanner:
-    """CEM in the world model towards a goal image."""
-    solver = sized_cem(config.num_candidates, config.num_iterations)
-    return MPCPlanner(solver, config=MPCConfig(num_inference_steps=config.num_inference_steps))
+        return VideoPlanner.from_pretrained(config.model), PolicyConfig()
+    search = MPCPlanner(
+        sized_cem(config.num_candidates, config.num_iterations),
+        config=MPCConfig(num_inference_steps=config.num_inference_steps),
+    )
+    if name == "mpc_reward":
+        head = VideoPlanner.from_pretrained(config.model).outcome_head
+        require(head is not None, f"{config.model} has no outcome head; leave out mpc_reward")
+        assert head is not None
+        search.objective = partial(TaskReward, head)
+    return search, PolicyConfig(config.num_executed_steps, max_departure=None)
 
 
 def _settings(name: str, config: GoalPlanningConfig) -> dict[str, Any]:
     if name == "video_plan":
         return {"model": config.model, "objective": "instruction"}
-    if name != "mpc":
+    if name in ("expert", "random"):
         return {}
     return {
         "model": config.model,
-        "objective": "goal image",
+        "objective": "goal image" if name == "mpc" else "predicted reward",
         "num_candidates": config.num_candidates,
         "num_iterations": config.num_iterations,
     }

@@ -11,11 +11,16 @@ from sfvgen_policies.registry import EXPERTS
 from sfvgen_planner.cli.main import main
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import goal_planning
-from sfvgen_planner.evaluation.goal_planning import FIGURES, GoalPlanningConfig, PlanToGoals
+from sfvgen_planner.evaluation.goal_planning import FIGURES, GoalPlanningConfig
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.planning import MPCPlanner, PlanningPolicy, VideoPlanner
-from tests.point_mass import PointMassEnv, PointMassInverseDynamics, PointMassWorldModel
+from sfvgen_planner.planning import VideoPlanner
+from tests.point_mass import (
+    PointMassEnv,
+    PointMassInverseDynamics,
+    PointMassOutcomeHead,
+    PointMassWorldModel,
+)
 
 ENV_ID = "tests/Corner-v0"
 WAY = np.array([-0.2, -0.2])
@@ -67,7 +72,7 @@ def config(monkeypatch):
     gym.register(ENV_ID, entry_point=CornerEnv)
     monkeypatch.setitem(EXPERTS, CornerEnv.__module__, f"{CornerExpert.__module__}:CornerExpert")
     monkeypatch.setattr(goal_planning, "load_world_model", lambda name: Model())
-    planner = VideoPlanner(PointMassInverseDynamics())
+    planner = VideoPlanner(PointMassInverseDynamics(), outcome_head=PointMassOutcomeHead())
     monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda name: planner)
     yield replace(GoalPlanningConfig.of("corner", "cpu", num_episodes=5), env=ENV_ID)
     del gym.registry[ENV_ID]
@@ -77,11 +82,12 @@ def rows_of(path):
     return json.loads(path.read_text())["figures"]
 
 
-def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, config):
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, config, num_envs):
     out = tmp_path / "goals.json"
-    measure(out, config, FIGURES)
+    measure(out, replace(config, num_envs=num_envs), FIGURES)
     rows = {(row["name"], row["method"]): row for row in rows_of(out)}
-    planners = ("video_plan", "mpc")
+    planners = ("video_plan", "mpc_reward", "mpc")
     assert rows.keys() == {("plans_per_second", planner) for planner in planners} | {
         ("success_rate", method) for method in (*planners, "expert", "random")
     }
@@ -89,28 +95,33 @@ def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, confi
     expert = rows.pop(("success_rate", "expert"))
     assert expert["seeds"] == list(range(HELD_OUT_SEED, HELD_OUT_SEED + 9))
     assert expert["value"] == pytest.approx(5 / 9)
-    for planner in planners:
+    for planner in ("video_plan", "mpc"):
         assert rows["success_rate", planner]["value"] == 1
         assert rows["success_rate", planner]["model"] == "corner"
     assert rows["success_rate", "random"]["value"] < 0.5
     for row in rows.values():
         assert row["seeds"] == [HELD_OUT_SEED + 2 * i for i in range(5)]
         assert row["env"] == ENV_ID
+    assert rows["plans_per_second", "mpc"].get("num_envs", 1) == num_envs
 
 
-def test_each_episode_has_the_goal_of_its_seed(config):
+def test_the_reward_that_is_searched_for_is_that_of_the_instruction(config):
+    (planner, _) = goal_planning._planner("mpc_reward", config)
     env = ImaginationWrapper(gym.make(ENV_ID), Model())
-    goals = {seed: np.full((32, 32, 3), seed, np.uint8) for seed in (4, 6)}
-    policy = PlanToGoals(PlanningPolicy(env, MPCPlanner()), goals)
-    for seed in (6, 4):
-        policy.reset(seed)
-        assert policy.policy.goal is goals[seed]
-    with pytest.raises(SfvgenError, match="no goal image for the seed 5"):
-        policy.reset(5)
+    _, info = env.reset(seed=0)
+    assert info["instruction"] == "left"
+    assert planner.plan(env, "left", seed=0).actions[:, 0].mean() < -0.5
+
+
+def test_a_model_without_an_outcome_head_is_told(config, monkeypatch):
+    bare = VideoPlanner(PointMassInverseDynamics())
+    monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda name: bare)
+    with pytest.raises(SfvgenError, match="corner has no outcome head; leave out mpc_reward"):
+        list(goal_planning.measure_goal_planning(replace(config, methods=("mpc_reward",))))
 
 
 def test_the_search_has_the_size_that_is_asked_for(config):
-    planner = goal_planning.planner(replace(config, num_candidates=6, num_iterations=2))
+    planner, _ = goal_planning._planner("mpc", replace(config, num_candidates=6, num_iterations=2))
     env = ImaginationWrapper(gym.make(ENV_ID), Model())
     env.reset(seed=0)
     plan = planner.plan(env, np.zeros((32, 32, 3), np.uint8), seed=0)
@@ -133,7 +144,8 @@ def test_without_goal_images_it_is_told_why(config, change, message):
 
 def test_wrong_settings_are_told():
     with pytest.raises(
-        SfvgenError, match="no method 'mpcs'; choose from video_plan, mpc, expert, random"
+        SfvgenError,
+        match="no method 'mpcs'; choose from video_plan, mpc_reward, mpc, expert, random",
     ):
         GoalPlanningConfig(methods=("mpcs",))
     with pytest.raises(SfvgenError, match="num_candidates must be at least 2"):
