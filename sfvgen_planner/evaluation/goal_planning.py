@@ -179,8 +179,9 @@ class _Player:
 
 def _planner(name: str, config: GoalPlanningConfig) -> tuple[BatchPlanner, PolicyConfig]:
     """A planner, and when it plans again."""
+    often = PolicyConfig(config.num_executed_steps, max_departure=None)
     if name == "video_plan":
-        return VideoPlanner.from_pretrained(config.model), PolicyConfig()
+        return VideoPlanner.from_pretrained(config.model), often
     search = MPCPlanner(
         sized_cem(config.num_candidates, config.num_iterations),
         config=MPCConfig(num_inference_steps=config.num_inference_steps),
@@ -190,7 +191,7 @@ def _planner(name: str, config: GoalPlanningConfig) -> tuple[BatchPlanner, Polic
         require(head is not None, f"{config.model} has no outcome head; leave out mpc_reward")
         assert head is not None
         search.objective = partial(TaskReward, head)
-    return search, PolicyConfig(config.num_executed_steps, max_departure=None)
+    return search, often
 
 
 def _settings(name: str, config: GoalPlanningConfig) -> dict[str, Any]:
