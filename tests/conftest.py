@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import torch
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.world_model import tiny_world_model
+
+# The first test that forks from the server starts it for all of them. With torch loaded there, each
+# process starts at once.
+multiprocessing.set_forkserver_preload(["pytest", "sfvgen_planner.world_model.trainer"])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ from sfvgen_planner.world_model.recipe import Optimisation
 
 STEPS = 100
 KILLS = 20
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 class SquaredOutput(nn.Module):
@@ -85,16 +86,8 @@ def worker(folder, doing):
     train(folder, draw=told_batch)
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Processes forked from a server that has torch loaded, so that each starts at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", trainer.__name__])
-    return context
-
-
-def finished(processes, folder):
-    process = processes.Process(target=worker, args=(folder, None))
+def finished(folder):
+    process = PROCESSES.Process(target=worker, args=(folder, None))
     process.start()
     process.join(60)
     assert process.exitcode == 0
@@ -107,12 +100,12 @@ def same_tensors(one, other):
     )
 
 
-def test_a_run_killed_twenty_times_equals_one_that_was_not(processes, tmp_path):
+def test_a_run_killed_twenty_times_equals_one_that_was_not(tmp_path):
     moments = random.Random(0)
     killed_in = Counter()
     for _ in range(KILLS):
-        told, doing = processes.Pipe(duplex=False)
-        process = processes.Process(target=worker, args=(tmp_path / "killed", doing))
+        told, doing = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=worker, args=(tmp_path / "killed", doing))
         process.start()
         assert told.poll(60)
         time.sleep(moments.uniform(0, 0.25))
@@ -124,8 +117,8 @@ def test_a_run_killed_twenty_times_equals_one_that_was_not(processes, tmp_path):
         killed_in[last] += 1
     assert killed_in.keys() == {"step", "checkpoint"}
     assert list((tmp_path / "killed").glob("checkpoint-*"))
-    finished(processes, tmp_path / "killed")
-    finished(processes, tmp_path / "whole")
+    finished(tmp_path / "killed")
+    finished(tmp_path / "whole")
     for name in ("model", "ema", "optimiser"):
         path = f"checkpoint-{STEPS:08d}/{name}.safetensors"
         assert same_tensors(tmp_path / "killed" / path, tmp_path / "whole" / path)
