@@ -24,6 +24,8 @@ _Camera = tuple[float, float, float, tuple[float, float, float]]
 _PUSH_CAMERA = (0.85, 180.0, -50.0, (1.32, 0.75, 0.45))
 _PICK_CAMERA = (1.0, 180.0, -40.0, (1.32, 0.75, 0.5))
 _METAWORLD_CAMERA = (0.95, 150.0, -40.0, (0.0, 0.7, 0.08))
+# A mark in the air: looked at along the side on which it varies least, and never behind the hand.
+_REACH_CAMERA = (0.75, 250.0, -20.0, (0.0, 0.75, 0.17))
 
 
 def register_robots() -> None:
@@ -94,7 +96,8 @@ def make_metaworld(
     env.seeded_rand_vec = True
     env._set_task_called = True
     env.observation_space = env.sawyer_observation_space
-    env.mujoco_renderer.default_cam_config = _camera(_METAWORLD_CAMERA)
+    camera = _REACH_CAMERA if task.startswith("reach") else _METAWORLD_CAMERA
+    env.mujoco_renderer.default_cam_config = _camera(camera)
     render_plainly(env.model)
     words = task.rpartition("-v")[0].replace("-", " ")
     return FixedInstruction(DrawnAsReset(SeededReset(env)), words)

@@ -134,6 +134,24 @@ def test_the_first_picture_of_metaworld_shows_the_goal_of_its_seed() -> None:
     env.close()
 
 
+def test_the_direction_of_reachs_mark_tells_mostly_where_it_is() -> None:
+    pytest.importorskip("metaworld")
+    env = make_env("sfvgen/MetaWorld-v0", {"task": "reach-v3"})
+    simulated: Any = env.unwrapped
+    low, high = (getattr(simulated._random_reset_space, name)[-3:] for name in ("low", "high"))
+    view = simulated.mujoco_renderer.default_cam_config
+    env.close()
+    azimuth, elevation = np.deg2rad([view["azimuth"], view["elevation"]])
+    level = [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation)]
+    camera = view["lookat"] - view["distance"] * np.array([*level, np.sin(elevation)])
+    ways = np.random.default_rng(0).uniform(low, high, (2000, 3)) - camera
+    # Where each line of sight enters and leaves all places of the mark, as shares of the way.
+    sides = np.stack([(low - camera) / ways, (high - camera) / ways])
+    middles = (sides.min(axis=0).max(axis=1) + sides.max(axis=0).min(axis=1)) / 2
+    errors = np.abs(middles - 1) * np.linalg.norm(ways, axis=1)
+    assert np.mean(errors < 0.05) > 0.85
+
+
 def test_an_unknown_task_of_metaworld_is_told() -> None:
     pytest.importorskip("metaworld")
     with pytest.raises(SfvgenError, match=r"no task 'dance'; choose from .*reach-v3"):

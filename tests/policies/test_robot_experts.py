@@ -92,3 +92,13 @@ def test_experts_do_what_random_actions_do_not(
     env.close()
     assert rates["expert"] == 1
     assert rates["random"] <= 0.25
+
+
+@pytest.mark.parametrize("task", ["reach-v3", "reach-wall-v3"])
+def test_the_expert_reaches_the_middle_of_the_goal(task: str) -> None:
+    pytest.importorskip("metaworld")
+    env = make_env("sfvgen/MetaWorld-v0", {"task": task}, 5)
+    simulated: Any = env.unwrapped
+    for _ in play(env, make_policy("expert", env), range(1000, 1004)):
+        assert np.linalg.norm(simulated.tcp_center - simulated._target_pos) < 0.02
+    env.close()
