@@ -21,11 +21,14 @@ _ROBOTS = "pip install 'sfvgen-planner[robots]'"
 _METAWORLD = f"{_ROBOTS}; pip install --no-deps metaworld==3.1.1"
 _Camera = tuple[float, float, float, tuple[float, float, float]]
 """Distance [m], azimuth and elevation [degrees], and the point looked at [m]."""
-_PUSH_CAMERA = (0.85, 180.0, -50.0, (1.32, 0.75, 0.45))
+_PUSH_CAMERA = (0.65, 180.0, -50.0, (1.36, 0.75, 0.43))
 _PICK_CAMERA = (1.0, 180.0, -40.0, (1.32, 0.75, 0.5))
 _METAWORLD_CAMERA = (0.95, 150.0, -40.0, (0.0, 0.7, 0.08))
 # A mark in the air: looked at along the side on which it varies least, and never behind the hand.
 _REACH_CAMERA = (0.75, 250.0, -20.0, (0.0, 0.75, 0.17))
+
+
+_BLOCK_COLOUR = (1.0, 0.75, 0.0, 1.0)
 
 
 def register_robots() -> None:
@@ -147,7 +150,13 @@ def _make_fetch(
         width=image_size,
         height=image_size,
     )
-    render_plainly(env.unwrapped.model)  # type: ignore[attr-defined]
+    model = env.unwrapped.model  # type: ignore[attr-defined]
+    render_plainly(model)
+    # Its own grey is that of the fingers.
+    model.geom("object0").matid = -1
+    model.geom("object0").rgba = _BLOCK_COLOUR
+    # A cross of thin lines that follows the gripper.
+    model.geom_rgba[model.geom_bodyid == model.body("robot0:mocap").id, 3] = 0
     return env
 
 

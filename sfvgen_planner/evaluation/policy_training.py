@@ -56,7 +56,8 @@ ALGORITHMS: dict[str, Callable[[int, int], dict[str, Any]]] = {
 }
 """Name in Stable-Baselines3 to what is set for a number of steps, in so many worlds at once.
 
-All else is as Stable-Baselines3 has it.
+All else is as Stable-Baselines3 has it, but for rewards, which are divided by the standard
+deviation of the returns so far.
 """
 
 
@@ -202,11 +203,13 @@ def train(
     """
     import stable_baselines3
     from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.vec_env import VecNormalize
 
     with closing(envs):
         agent: BaseAlgorithm = getattr(stable_baselines3, algorithm)(
             "MultiInputPolicy",
-            envs,
+            # An environment may pay a thousandth or a thousand, and networks learn neither well.
+            VecNormalize(envs, norm_obs=False),
             seed=seed,
             device=device,
             **ALGORITHMS[algorithm](max(1, num_steps), envs.num_envs),
