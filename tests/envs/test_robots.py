@@ -116,6 +116,24 @@ def test_robots_repeat_with_the_seed_and_tell_what_is_asked_and_whether_it_is_do
     assert all("success" in info or "is_success" in info for info in infos[1:])
 
 
+def test_fetchs_block_is_seen_where_it_is_and_nothing_else_has_its_colour() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    env = make_env("sfvgen/FetchPush-v0")
+    model = env.unwrapped.model  # type: ignore[attr-defined]
+    columns, places = [], []
+    for seed in range(8):
+        observation, _ = env.reset(seed=seed)
+        red, green, blue = np.moveaxis(camera_frame(env, observation).astype(int), -1, 0)
+        yellow = (np.minimum(red, green) > blue + 60) & (abs(red - green) < 100)
+        columns.append(np.nonzero(yellow)[1].mean())
+        places.append(observation["achieved_goal"][1])
+    model.geom("object0").rgba[3] = 0
+    frame = camera_frame(env, env.reset(seed=0)[0]).astype(int)
+    env.close()
+    assert abs(np.corrcoef(columns, places)[0, 1]) > 0.98
+    assert not (frame[..., :2].min(axis=-1) > frame[..., 2] + 60).any()
+
+
 def test_metaworld_draws_a_new_goal_for_every_seed() -> None:
     pytest.importorskip("metaworld")
     env = make_env("sfvgen/MetaWorld-v0", {"task": "reach-v3"})
