@@ -78,6 +78,7 @@ _SETTINGS = (
     "methods",
     "levels",
     "num_candidates",
+    "num_videos",
     "trained_in",
     "algorithm",
     "num_training_seeds",
@@ -325,6 +326,13 @@ def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num-candidates", type=int, metavar="N", help="of an iteration of the search"
+    )
+    parser.add_argument(
+        "--num-videos",
+        type=int,
+        metavar="N",
+        help="episodes of each planner that are shown in videos/ beside the result file, imagined "
+        "beside real frames (default: 0)",
     )
 
 

@@ -12,19 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from sfvgen_policies import make_policy
 
 from sfvgen_planner.data.environment import Environment, make_env
-from sfvgen_planner.data.episode import EpisodeSource
+from sfvgen_planner.data.episode import Episode, EpisodeSource
 from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, play_side_by_side, play_spread, succeeded
 from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
+from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import (
     MPCConfig,
@@ -35,6 +38,7 @@ from sfvgen_planner.planning import (
     VideoPlanner,
 )
 from sfvgen_planner.planning.plan import BatchPlanner
+from sfvgen_planner.planning.policy import PlanRecord
 from sfvgen_planner.world_model import load_world_model
 
 METHODS = ("video_plan", "mpc_reward", "mpc", "expert", "random")
@@ -56,6 +60,8 @@ class GoalPlanningConfig(EvaluationConfig):
         num_iterations: of the search.
         num_inference_steps: denoiser calls for each imagined chunk.
         num_executed_steps: of a plan, before the next one is made.
+        num_videos: episodes of each planner that are shown, as a video and as a film strip of
+            imagined beside real frames, in ``videos/`` beside the result file.
     """
 
     env: str = ""
@@ -66,15 +72,21 @@ class GoalPlanningConfig(EvaluationConfig):
     num_iterations: int = 4
     num_inference_steps: int = 1
     num_executed_steps: int = 4
+    num_videos: int = 0
 
     def __post_init__(self) -> None:
         check_num_candidates(self.num_candidates)
+        require(self.num_videos >= 0, f"num_videos must be at least 0, got {self.num_videos}")
         check_choices({"method": (self.methods, METHODS)})
 
 
 def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
     """Success in the last frame of an episode, and for planners plans per second."""
     require(bool(config.env), "name the environment that the model was trained in, with --env")
+    if config.num_videos:
+        # Missing, it is told before any work is spent.
+        _videos()
+        prepare_folder(config.folder / "videos")
     seen = load_world_model(config.model).config
     with closing(make_env(config.env, config.env_kwargs, seen.frame_skip)) as env:
         outcomes = expert_outcomes(env, config, seen.image_size)
@@ -157,10 +169,24 @@ class _Player:
             for policy, seed in zip(policies, seeds, strict=True):
                 policy.goal = self._goals[seed]
         episodes = play_side_by_side(policies, seeds)
+        shown = list(self._goals)[: self._config.num_videos]
+        for episode, policy in zip(episodes, policies, strict=True):
+            if episode.seed in shown:
+                self._show(episode, policy.plans)
         return [
             (float(succeeded(episode)), *plans_per_second(policy))
             for episode, policy in zip(episodes, policies, strict=True)
         ]
+
+    def _show(self, episode: Episode, plans: Sequence[PlanRecord]) -> None:
+        """Write the pictures of one episode."""
+        videos = _videos()
+        imagined = videos.imagined_frames(episode.frames, plans)
+        captions = [episode.instructions[0], *episode.instructions]
+        path = self._config.folder / "videos" / f"{self._name}_{episode.seed}.mp4"
+        videos.write_mp4(path, videos.side_by_side(imagined, episode.frames, captions))
+        strip = path.with_suffix(".png")
+        videos.write_film_strip(strip, imagined, episode.frames, captions)
 
     def _open(self) -> None:
         config = self._config
@@ -175,6 +201,16 @@ class _Player:
         """Close the environments."""
         self._stack.close()
         self._policies = []
+
+
+def _videos() -> ModuleType:
+    """The module that draws, which needs packages of an extra."""
+    try:
+        return import_module("sfvgen_planner.evaluation.videos")
+    except ImportError as error:
+        raise SfvgenError(
+            f"videos need {error.name}: pip install 'sfvgen-planner[report]'"
+        ) from error
 
 
 def _planner(name: str, config: GoalPlanningConfig) -> tuple[BatchPlanner, PolicyConfig]:

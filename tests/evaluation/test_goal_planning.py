@@ -1,11 +1,13 @@
 """Planning in any environment: a point mass whose expert and world model are known."""
 
 import json
+import sys
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from PIL import Image
 from sfvgen_policies.registry import EXPERTS
 
 from sfvgen_planner.cli.main import main
@@ -105,6 +107,30 @@ def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, confi
     assert rows["plans_per_second", "mpc"].get("num_envs", 1) == num_envs
 
 
+def test_videos_show_what_was_imagined_beside_what_happened(tmp_path, config):
+    out = tmp_path / "goals.json"
+    chosen = replace(config, methods=("video_plan",), num_videos=2, num_envs=3)
+    measure(out, chosen, FIGURES)
+    names = {f"video_plan_{HELD_OUT_SEED + seed}" for seed in (0, 2)}
+    shown = {path.name for path in (tmp_path / "videos").iterdir()}
+    assert shown == {f"{name}.{kind}" for name in names for kind in ("mp4", "png")}
+    # A point mass is imagined truly: but for rounding, both rows of the strip are the same.
+    strip = np.asarray(Image.open(tmp_path / "videos" / f"video_plan_{HELD_OUT_SEED}.png"))
+    height = (len(strip) - 30) // 2
+    imagined, real = strip[30 : 30 + height, 76:], strip[30 + height :, 76:]
+    np.testing.assert_allclose(imagined.astype(int), real[:height].astype(int), atol=4)
+    assert (real != 255).any()
+
+
+def test_videos_without_their_packages_are_one_sentence(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "sfvgen_planner.evaluation.videos", raising=False)
+    with pytest.raises(
+        SfvgenError, match=r"videos need av: pip install 'sfvgen-planner\[report\]'"
+    ):
+        list(goal_planning.measure_goal_planning(replace(config, num_videos=1)))
+
+
 def test_the_reward_that_is_searched_for_is_that_of_the_instruction(config):
     (planner, _) = goal_planning._planner("mpc_reward", config)
     env = ImaginationWrapper(gym.make(ENV_ID), Model())
@@ -150,6 +176,8 @@ def test_wrong_settings_are_told():
         GoalPlanningConfig(methods=("mpcs",))
     with pytest.raises(SfvgenError, match="num_candidates must be at least 2"):
         GoalPlanningConfig(num_candidates=1)
+    with pytest.raises(SfvgenError, match="num_videos must be at least 0"):
+        GoalPlanningConfig(num_videos=-1)
 
 
 def test_the_command_line_passes_all_of_it_on(tmp_path, config, capsys):
