@@ -182,7 +182,8 @@ class _Player:
         """Write the pictures of one episode."""
         videos = _videos()
         imagined = videos.imagined_frames(episode.frames, plans)
-        captions = [episode.instructions[0], *episode.instructions]
+        outcome = "succeeded" if succeeded(episode) else "failed"
+        captions = [episode.instructions[0], *episode.instructions[:-1], outcome]
         path = self._config.folder / "videos" / f"{self._name}_{episode.seed}.mp4"
         videos.write_mp4(path, videos.side_by_side(imagined, episode.frames, captions))
         strip = path.with_suffix(".png")

@@ -15,6 +15,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import goal_planning
 from sfvgen_planner.evaluation.goal_planning import FIGURES, GoalPlanningConfig
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
+from sfvgen_planner.evaluation.videos import write_film_strip
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import VideoPlanner
 from tests.point_mass import (
@@ -107,10 +108,18 @@ def test_a_true_model_plans_to_every_goal_and_better_than_random(tmp_path, confi
     assert rows["plans_per_second", "mpc"].get("num_envs", 1) == num_envs
 
 
-def test_videos_show_what_was_imagined_beside_what_happened(tmp_path, config):
+def test_videos_show_what_was_imagined_beside_what_happened(tmp_path, config, monkeypatch):
+    written = []
+
+    def write(path, imagined, real, captions):
+        written.append(captions)
+        write_film_strip(path, imagined, real, captions)
+
+    monkeypatch.setattr("sfvgen_planner.evaluation.videos.write_film_strip", write)
     out = tmp_path / "goals.json"
     chosen = replace(config, methods=("video_plan",), num_videos=2, num_envs=3)
     measure(out, chosen, FIGURES)
+    assert [(set(told), outcome) for *told, outcome in written] == 2 * [({"left", "up"}, "succeeded")]
     names = {f"video_plan_{HELD_OUT_SEED + seed}" for seed in (0, 2)}
     shown = {path.name for path in (tmp_path / "videos").iterdir()}
     assert shown == {f"{name}.{kind}" for name in names for kind in ("mp4", "png")}

@@ -148,7 +148,7 @@ def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
     """
     if beta == 0:
         return white
-    return torch.einsum("st,...ta->...sa", _filter(white.shape[-2], beta), white).contiguous()
+    return (white.mT @ _filter(white.shape[-2], beta).T).mT.contiguous()
 
 
 @functools.cache
