@@ -92,6 +92,9 @@ class PointMassWorldModel:
         self.batch_sizes: list[int] = []
         self.num_encoded = 0
 
+    def without_memory(self) -> nullcontext[None]:
+        return nullcontext()
+
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         self.num_encoded += len(frames)
         return torch.from_numpy(frames.astype(np.float32) / 255).permute(0, 4, 1, 2, 3)

@@ -96,4 +96,5 @@ class InverseDynamics(ModelMixin, ConfigMixin):
         low = np.asarray(self.config.action_low, np.float32)
         high = np.asarray(self.config.action_high, np.float32)
         actions: np.ndarray = low + (normalised + 1) / 2 * (high - low)
-        return actions.astype(np.float32)
+        # Rounding may have left the bounds.
+        return np.clip(actions, low, high).astype(np.float32)

@@ -57,11 +57,13 @@ class SB3Policy:
     follows_instructions = False
 
     def __init__(self, env: gym.Env[Any, Any], model: SB3Model, deterministic: bool = True) -> None:
-        if env.action_space != model.action_space:
+        space = env.action_space
+        if not isinstance(space, gym.spaces.Box) or not _same_box(space, model.action_space):
             raise ValueError(
                 f"The SB3 model was trained on the actions {model.action_space}, but the "
-                f"environment takes {env.action_space}."
+                f"environment takes {space}."
             )
+        self._space = space
         self._model = model
         self._deterministic = deterministic
         self._state: Any = None
@@ -93,4 +95,15 @@ class SB3Policy:
             deterministic=self._deterministic,
         )
         self._begins = False
-        return np.asarray(actions)
+        # Imagined worlds take float32, whatever the environment takes.
+        return np.clip(actions.astype(self._space.dtype), self._space.low, self._space.high)
+
+
+def _same_box(one: gym.spaces.Box, other: gym.Space[Any]) -> bool:
+    """Whether actions have the same shape and bounds, in single precision."""
+    return (
+        isinstance(other, gym.spaces.Box)
+        and one.shape == other.shape
+        and np.array_equal(one.low.astype(np.float32), other.low.astype(np.float32))
+        and np.array_equal(one.high.astype(np.float32), other.high.astype(np.float32))
+    )

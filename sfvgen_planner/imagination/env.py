@@ -84,7 +84,7 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         Returns:
             The start's last frame ``(H, W, 3)`` uint8, and infos.
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else int(seed))
         self._world.np_random = (self.np_random,)
         observations, infos = self._world.reset()
         self._show()

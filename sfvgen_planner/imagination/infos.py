@@ -15,9 +15,12 @@ def masked_info(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def env_info(infos: dict[str, Any], index: int) -> dict[str, Any]:
-    """The infos of environment ``index`` alone."""
+    """The infos of environment ``index`` alone.
+
+    A dict within may do without masks of its own, as that of Gymnasium's RecordEpisodeStatistics.
+    """
     return {
         key: env_info(values, index) if isinstance(values, dict) else values[index]
         for key, values in infos.items()
-        if not key.startswith("_") and infos[f"_{key}"][index]
+        if not key.startswith("_") and (f"_{key}" not in infos or infos[f"_{key}"][index])
     }

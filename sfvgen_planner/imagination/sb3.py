@@ -70,6 +70,9 @@ class SB3VecEnv(VecEnv):
             one_each[row] = begun.pop("final_info") | {
                 "terminal_observation": begun.pop("final_obs")
             }
+            # Of the episode that ended: Gymnasium's RecordEpisodeStatistics.
+            if "episode" in begun:
+                one_each[row]["episode"] = begun.pop("episode")
             self.reset_infos[row] = begun
         for row, info in enumerate(one_each):
             info["TimeLimit.truncated"] = bool(truncations[row] and not terminations[row])
@@ -113,12 +116,20 @@ class EncodedVecEnv(VecEnvWrapper):
             world model's size, and ``info["instruction"]`` tells the instruction, if there is one.
         encoder: the same for all worlds that a policy shall act in.
 
+    Raises:
+        SfvgenError: the observations are no such pictures.
+
     Example:
         >>> envs = EncodedVecEnv(SB3VecEnv(worlds), ObservationEncoder(world_model))
         >>> SAC("MultiInputPolicy", envs).learn(10_000)
     """
 
     def __init__(self, envs: VecEnv, encoder: ObservationEncoder) -> None:
+        wanted, found = (encoder.image_size, encoder.image_size, 3), envs.observation_space
+        require(
+            found.shape == wanted and found.dtype == np.uint8,
+            f"observations must be pictures of the shape {wanted}, uint8, got {found}",
+        )
         super().__init__(envs, observation_space=encoder.space)
         self._encoder = encoder
 

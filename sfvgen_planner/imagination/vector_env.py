@@ -12,6 +12,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.infos import masked_info
 from sfvgen_planner.imagination.starts import Starts
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 DEFAULT_HORIZON = 32
-_ACTION_TOLERANCE = 1e-4
 
 
 class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -40,6 +40,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     environment goes on after success, as Meta-World's do, so does imagination. Without a head or
     an instruction the reward is 0 and nothing terminates. An episode is truncated after ``horizon``
     steps. Its instruction does not change.
+
+    A memory that is attached to the model takes part, as in every call of the model.
 
     Every environment has its own random numbers: what it imagines does not depend on how many
     others run beside it. Worlds with fewer than ``num_past_frames`` frames behind them take a
@@ -205,7 +207,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         for row, one in enumerate(seeds):
             if mask[row] and one is not None:
-                self._random[row] = seeding.np_random(one)
+                self._random[row] = seeding.np_random(int(one))
         self._begin(mask)
         return self._frames.copy(), self._infos(mask, np.zeros_like(mask))
 
@@ -355,7 +357,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         require(values.shape == shape, f"actions must have the shape {shape}, got {values.shape}")
         space = self.single_action_space
         assert isinstance(space, gym.spaces.Box)
-        low, high = space.low - _ACTION_TOLERANCE, space.high + _ACTION_TOLERANCE
+        slack = tolerance(space.low, space.high)
+        low, high = space.low - slack, space.high + slack
         # NaN compares false.
         wrong = mask & ~((values >= low) & (values <= high)).all(axis=1)
         if wrong.any():

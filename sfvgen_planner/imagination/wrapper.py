@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium as gym
@@ -50,7 +49,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             actions that the model was trained on.
         world_model: the slow weights.
         memory: the fast weights, learnt from what the camera sees and reset with the env;
-            ``None`` imagines from the context window alone.
+            ``None`` imagines from the context window alone, also where the model has a memory.
         bank: records every episode with its memory, chunk by chunk; where an episode begins with
             the scene of an earlier one, it starts from that one's memory instead of an empty one,
             and ``recalled`` tells which. Needs a memory.
@@ -258,8 +257,16 @@ def step_batch(
         len({id(own) for own in imaginations}) == len(imaginations),
         "an env can be stepped only once at a time, but one is given twice",
     )
-    results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
-    size = model.config.num_future_frames
+    try:
+        return [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
+    finally:
+        # Where one env refuses its action, what the others have seen is learnt all the same.
+        _write_complete_chunks(memory, imaginations, model.config.num_future_frames)
+
+
+def _write_complete_chunks(
+    memory: EpisodicMemory | None, imaginations: Sequence[ImaginationWrapper], size: int
+) -> None:
     complete = [imagination for imagination in imaginations if len(imagination._chunk) == size]
     try:
         if memory is not None and complete:
@@ -273,7 +280,6 @@ def step_batch(
     finally:
         for imagination in complete:
             imagination._chunk = []
-    return results
 
 
 def imagine_batch(
@@ -330,7 +336,7 @@ def imagine_batch(
         past = torch.cat([pasts[row][:, :, -length:] for row in rows])
         chosen = [own for own in (candidates[row] for row in rows) if own is not None]
         memories = [imaginations[row].memory_index for row in rows]
-        with nullcontext() if memory is None else memory.showing(memories):
+        with model.without_memory() if memory is None else memory.showing(memories):
             output = model(
                 past.repeat_interleave(share, dim=0),
                 instruction=[texts[row] for row in rows for _ in range(share)],
@@ -409,6 +415,9 @@ def _candidates(actions: np.ndarray | torch.Tensor | None, num_samples: int) -> 
         raise SfvgenError(f"num_samples must be at least 1, got {num_samples}")
     if actions is None:
         return None
+    if isinstance(actions, np.ndarray):
+        # PyTorch takes no reversed views.
+        actions = np.ascontiguousarray(actions)
     candidates = torch.as_tensor(actions, dtype=torch.float32)
     if candidates.ndim == 2:
         return candidates.expand(num_samples, *candidates.shape)

@@ -136,6 +136,8 @@ class Adapters:
             for name, module in self._peft.named_modules()
             if isinstance(module, MemoryLayer)
         }
+        self._world_model = world_model
+        world_model.memory_layers = tuple(self._layers.values())
         self._codes: LayerCodes | None = None
         self._hooks: tuple[RemovableHandle, ...] = ()
         if config.num_time_codes or config.instruction_code:
@@ -234,3 +236,4 @@ class Adapters:
         for hook in self._hooks:
             hook.remove()
         self._peft.base_model.unload()
+        self._world_model.memory_layers = ()

@@ -99,7 +99,7 @@ class EpisodicMemory:
         world_model.text_encoder.requires_grad_(False)
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._captured: CapturedFunction[tuple[FastWeights, Tensor]] | None = None
-        self._enabled = True
+        self._enabled, self._detached = True, False
         self._visible = list(range(num_memories))
         # Learnt in single precision: steps are small.
         self._fast: FastWeights = {
@@ -183,6 +183,7 @@ class EpisodicMemory:
             previous_chunk[None], chunk[None], [instruction], given, measure=measure
         )[0]
 
+    @torch.inference_mode(False)
     def write_batch(
         self,
         previous_chunks: np.ndarray | Tensor,
@@ -205,8 +206,9 @@ class EpisodicMemory:
             measure: Compute the losses, for two further calls of the denoiser; else they are NaN.
 
         Raises:
-            SfvgenError: An argument has the wrong type, shape or size.
+            SfvgenError: An argument has the wrong type, shape or size, or the memory was detached.
         """
+        require(not self._detached, "this memory was detached: make a new one")
         start = time.perf_counter()
         indices = self._checked(range(self.num_memories) if memories is None else memories)
         past, future = self._latents(previous_chunks), self._latents(chunks)
@@ -310,7 +312,7 @@ class EpisodicMemory:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
         self.world_model.num_memories = 1
         self._adapters.detach()
-        self._captured = None
+        self._captured, self._detached = None, True
 
     # ---------------------------------------------------------------- state
 
@@ -434,7 +436,8 @@ class EpisodicMemory:
     def _latents(self, chunks: np.ndarray | Tensor) -> Tensor:
         unet = self.world_model.unet
         if isinstance(chunks, Tensor) and chunks.is_floating_point():
-            return chunks.to(unet.device, unet.dtype)
+            # A copy, because those of inference mode take no part in gradients.
+            return chunks.clone().to(unet.device, unet.dtype)
         return self.world_model.encode(chunks).to(unet.dtype)
 
     def _whole_past(self, past: Tensor) -> Tensor:

@@ -141,6 +141,10 @@ class ActionSearch:
         horizon, block = self.config.horizon, self.config.action_block
         middle = (space.low + space.high) / 2
         actions = np.empty((0, len(middle)), np.float32) if actions is None else actions
+        require(
+            np.ndim(actions) == 2 and np.shape(actions)[1] == len(middle),
+            f"start must be actions of the shape (T, {len(middle)}), got {np.shape(actions)}",
+        )
         rest = np.broadcast_to(middle, (max(0, horizon - len(actions)), len(middle)))
         filled = np.concatenate([actions[:horizon], rest])
         blocks = filled.reshape(-1, block, len(middle)).mean(axis=1)

@@ -47,12 +47,15 @@ class ChatEndpoint:
     def __post_init__(self) -> None:
         # The address is not repeated, as it may hold a password.
         require(
-            _is_base_url(self.base_url),
+            isinstance(self.base_url, str) and _is_base_url(self.base_url),
             "base_url must be an http or https address without user, query or fragment, such as "
             "http://localhost:8000/v1",
         )
         require(bool(self.model), "model must be the name of a model of the endpoint")
-        require(self.timeout_s > 0, f"timeout_s must be positive, got {self.timeout_s}")
+        require(
+            0 < self.timeout_s < float("inf"),
+            f"timeout_s must be positive and finite, got {self.timeout_s}",
+        )
         require(
             self.temperature is None or self.temperature >= 0,
             f"temperature must be at least 0, got {self.temperature}",

@@ -103,7 +103,8 @@ class MPCPlanner(BatchPlanner):
 
         def costs(futures: Sequence[Imagination]) -> torch.Tensor:
             found = [
-                objective(future) for objective, future in zip(objectives, futures, strict=True)
+                torch.as_tensor(objective(future))
+                for objective, future in zip(objectives, futures, strict=True)
             ]
             return torch.stack(found)
 

@@ -124,8 +124,14 @@ def act_batch(policies: Sequence[PlanningPolicy], instructions: Sequence[str]) -
         instructions: one for each.
 
     Raises:
-        SfvgenError: where they do not share their planner.
+        SfvgenError: where they do not share their planner, there are none, or not as many
+            instructions.
     """
+    require(len(policies) > 0, "there must be at least one policy")
+    require(
+        len(instructions) == len(policies),
+        f"{len(policies)} policies need as many instructions, got {len(instructions)}",
+    )
     planner = policies[0].planner
     require(
         all(policy.planner is planner for policy in policies),
@@ -150,7 +156,8 @@ def act_batch(policies: Sequence[PlanningPolicy], instructions: Sequence[str]) -
     ]
     actions = action_batch(planner, [record.plan for record in records], steps, frames)
     space = cast(gym.spaces.Box, policies[0].imagination.action_space)
-    return [np.clip(action, space.low, space.high).astype(np.float32) for action in actions]
+    # First the kind of number: to round is to leave the bounds.
+    return [np.clip(action.astype(space.dtype), space.low, space.high) for action in actions]
 
 
 def _make_plans(planner: Planner, needing: Sequence[tuple[PlanningPolicy, Goal]]) -> None:

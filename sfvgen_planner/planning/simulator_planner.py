@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -44,7 +45,8 @@ class SimulatorPlanner:
 
     It bounds what a better world model could bring to :class:`~sfvgen_planner.planning.MPCPlanner`.
     Candidates are stepped in the environment that is acted in, which is then set back to the
-    present; wrappers around it must keep no state of their own. A future ends with the episode, or
+    present; wrappers around it must keep no state of their own, and leave actions and rewards as
+    they are. A future ends with the episode, or
     with the instruction that is planned for.
 
     Args:
@@ -70,8 +72,8 @@ class SimulatorPlanner:
         """Plan from the present moment; see :class:`~sfvgen_planner.planning.Planner`.
 
         Raises:
-            SfvgenError: the unwrapped environment is no :class:`Simulator`, or one step of the
-                wrapped one is several of its own.
+            SfvgenError: the unwrapped environment is no :class:`Simulator`, one step of the
+                wrapped one is several of its own, or a wrapper changes actions or rewards.
         """
         simulator = cast(object, imagination.unwrapped)
         require(
@@ -81,6 +83,7 @@ class SimulatorPlanner:
         assert isinstance(simulator, Simulator)
         frame_skip = imagination.world_model.config.frame_skip
         require(frame_skip == 1, f"the simulator plans single steps, but frame_skip={frame_skip}")
+        _refuse_translators(imagination.env)
         present = simulator.get_state()
 
         def cost(candidates: torch.Tensor) -> torch.Tensor:
@@ -88,7 +91,7 @@ class SimulatorPlanner:
             for actions in candidates[0].numpy():
                 simulator.set_state(present)
                 costs.append(self._follow(simulator, actions, goal)[0])
-            return torch.tensor([costs])
+            return torch.tensor([costs], dtype=torch.float64)
 
         try:
             (solution,) = self._search.solve(cost, [imagination], [seed])
@@ -117,6 +120,17 @@ class SimulatorPlanner:
             if terminated or truncated or is_next:
                 break
         return cost, count
+
+
+def _refuse_translators(env: gym.Env[Any, Any]) -> None:
+    """Refuse wrappers without which the search would see other actions or rewards."""
+    while isinstance(env, gym.Wrapper):
+        require(
+            not isinstance(env, (gym.ActionWrapper, gym.RewardWrapper)),
+            f"the simulator plans without the wrappers around it, but {type(env).__name__} changes "
+            "actions or rewards: leave it away",
+        )
+        env = env.env
 
 
 def _look(imagination: ImaginationWrapper, action: np.ndarray) -> np.ndarray:

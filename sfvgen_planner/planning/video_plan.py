@@ -95,7 +95,8 @@ class VideoPlanner(BatchPlanner):
         """Imagine a video of each instruction and the actions that would make it.
 
         Raises:
-            SfvgenError: where a goal is not an instruction.
+            SfvgenError: where a goal is not an instruction, or the inverse dynamics is that of
+                other actions.
         """
         instructions = [goal for goal in goals if isinstance(goal, str)]
         if len(instructions) < len(goals):
@@ -122,6 +123,12 @@ class VideoPlanner(BatchPlanner):
             for present, frames in zip(presents, videos, strict=True)
         ]
         actions = self.inverse_dynamics.predict(np.concatenate(befores), np.concatenate(videos))
+        size = len(imaginations[0].world_model.config.action_low)
+        require(
+            actions.shape[1] == size,
+            f"the inverse dynamics gives actions of {actions.shape[1]} numbers, but the world "
+            f"model takes {size}: take both from the same checkpoint",
+        )
         ends = np.cumsum([len(frames) for frames in videos])
         return [
             Plan(

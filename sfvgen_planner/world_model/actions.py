@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError
 
 
@@ -51,7 +52,8 @@ def normalise_actions(actions: Tensor, low: list[float], high: list[float]) -> T
     if not torch.isfinite(values).all():
         raise SfvgenError("actions must be finite numbers, got NaN or infinity")
     lows, highs = (torch.tensor(bound, device=values.device) for bound in (low, high))
-    if (values < lows - 1e-4).any() or (values > highs + 1e-4).any():
+    slack = tolerance(lows, highs)
+    if (values < lows - slack).any() or (values > highs + slack).any():
         raise SfvgenError(
             f"actions must lie between {low} and {high}, got values from "
             f"{values.min().item():.3g} to {values.max().item():.3g}"

@@ -5,6 +5,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from sfvgen_planner.errors import require
+
 
 class OutcomeHead(ModelMixin, ConfigMixin):
     """Convolutions over a frame's latents, each modulated by the instruction (FiLM).
@@ -79,6 +81,12 @@ class OutcomeHead(ModelMixin, ConfigMixin):
         return text
 
     def _look(self, latents: Tensor, text: Tensor) -> Tensor:
+        wanted = (self.config.latent_channels, *self.places.shape[1:])
+        require(
+            tuple(latents.shape[1:]) == wanted,
+            f"this outcome head reads latents of the shape {wanted}, got "
+            f"{tuple(latents.shape[1:])}: take the head of the same checkpoint as the model",
+        )
         features: Tensor = self.stem(latents) + self.places
         for block in self.blocks:
             features = block(features, text)

@@ -1,6 +1,7 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -52,6 +53,7 @@ class VideoWorldModel(DiffusionPipeline):
             result does not depend on it.
         num_memories: Fast weights in the denoiser, each for an equal share of the batch, in order;
             set by the memory.
+        memory_layers: The denoiser's layers that have fast weights; set by the memory.
 
     Args:
         vae: Autoencoder of single frames, any image one of diffusers.
@@ -128,6 +130,7 @@ class VideoWorldModel(DiffusionPipeline):
         self.set_progress_bar_config(disable=True)
         self.max_batch_size: int | None = None
         self.num_memories = 1
+        self.memory_layers: tuple[Any, ...] = ()
         self._batches = BatchRunner()
         self._fast: FastSampling | None = None
 
@@ -151,6 +154,20 @@ class VideoWorldModel(DiffusionPipeline):
         _, height, width = self.latent_size
         use_fast_kernels(self.unet, self.vae, height * width)
         self._fast = FastSampling(self.denoise, self._pixels, self.text_encoder, options)
+
+    @contextmanager
+    def without_memory(self) -> Iterator[None]:
+        """Imagine from the slow weights alone for as long as the context lasts."""
+        before = [(layer.fast_a, layer.fast_b, layer.chunks) for layer in self.memory_layers]
+        num_memories, self.num_memories = self.num_memories, 1
+        for layer in self.memory_layers:
+            layer.place(None, None, None)
+        try:
+            yield
+        finally:
+            self.num_memories = num_memories
+            for layer, placed in zip(self.memory_layers, before, strict=True):
+                layer.place(*placed)
 
     @property
     def graph_pool(self) -> GraphPool | None:

@@ -223,3 +223,69 @@ def test_what_does_not_belong_together_is_refused():
         imagine_batch(twins)
     with pytest.raises(SfvgenError, match="from 0 to 1, got \\[2\\]"):
         ImaginationWrapper(RandomPictureEnv(), model, memory, memory_index=2).reset(seed=0)
+
+
+class StrictEnv(RandomPictureEnv):
+    """Takes no action out of its bounds."""
+
+    def step(self, action):
+        if not self.action_space.contains(action):
+            raise ValueError("not mine")
+        return super().step(action)
+
+
+def strict_envs(model, memory):
+    envs = [ImaginationWrapper(StrictEnv(), model, memory, memory_index=i) for i in range(2)]
+    for row, env in enumerate(envs):
+        env.reset(seed=row)
+    return envs
+
+
+def test_what_others_have_seen_is_learnt_though_one_refuses_its_action():
+    model = tiny_world_model()
+    memory = EpisodicMemory(model, MEMORY, num_memories=2)
+    envs = strict_envs(model, memory)
+    for step in range(7):
+        step_batch(envs, [act(step, 0), act(step, 1)])
+    with pytest.raises(ValueError, match="not mine"):
+        step_batch(envs, [act(7, 0), act(7, 1) + 9])
+    assert memory.num_writes == [1, 0]
+    for step in range(8):
+        envs[0].step(act(step, 0))
+    assert memory.num_writes == [2, 0]
+
+
+def test_an_env_without_a_memory_does_not_see_that_of_another():
+    model = tiny_world_model()
+    bare = ImaginationWrapper(RandomPictureEnv(), model)
+    bare.reset(seed=0)
+    expected = bare.imagine(seed=0).latents
+    memory = EpisodicMemory(model, MEMORY, num_memories=2)
+    envs = strict_envs(model, memory)
+    # As in an evaluation loop.
+    with torch.inference_mode():
+        for step in range(8):
+            step_batch(envs, [act(step, 0), act(step, 1)])
+        seen = envs[0].imagine(seed=0).latents
+    assert torch.equal(bare.imagine(seed=0).latents, expected)
+    assert torch.equal(envs[0].imagine(seed=0).latents, seen)
+    memory.enabled = False
+    assert not torch.allclose(envs[0].imagine(seed=0).latents, seen)
+
+
+def test_a_detached_memory_learns_no_more():
+    model = tiny_world_model()
+    memory = EpisodicMemory(model, MEMORY)
+    memory.detach()
+    chunk = np.zeros((8, 64, 64, 3), np.uint8)
+    with pytest.raises(SfvgenError, match="was detached: make a new one"):
+        memory.write(chunk[:4], chunk)
+
+
+def test_reversed_actions_are_imagined():
+    model = tiny_world_model()
+    env = ImaginationWrapper(RandomPictureEnv(), model)
+    env.reset(seed=0)
+    actions = np.stack([act(step, 0) for step in range(3)])
+    latents = env.imagine(actions[::-1], seed=0).latents
+    assert torch.equal(latents, env.imagine(actions[::-1].copy(), seed=0).latents)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import EnvStarts, ObservationEncoder, Start, WorldModelVectorEnv
@@ -129,3 +130,26 @@ def test_a_missing_sb3_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.vec_env", None)
     with pytest.raises(SfvgenError, match=r"sfvgen-planner\[sb3\]"):
         import sfvgen_planner.imagination.sb3  # noqa: F401
+
+
+def test_gymnasiums_statistics_reach_sb3():
+    pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import SB3VecEnv
+
+    envs = SB3VecEnv(RecordEpisodeStatistics(point_mass()))
+    envs.reset()
+    for _ in range(3):
+        _, _, dones, infos = envs.step(np.zeros((2, 2), np.float32))
+    assert dones.all()
+    for info in infos:
+        assert (info["episode"]["r"], info["episode"]["l"]) == (0, 3)
+
+
+def test_pictures_are_encoded_and_nothing_else():
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from sfvgen_planner.imagination.sb3 import EncodedVecEnv
+
+    with pytest.raises(SfvgenError, match=r"pictures of the shape \(64, 64, 3\), uint8, got Box"):
+        EncodedVecEnv(DummyVecEnv([PointMassEnv]), ObservationEncoder(tiny_world_model()))

@@ -322,3 +322,20 @@ def test_a_model_without_actions_is_refused():
     model.config.action_low = model.config.action_high = []
     with pytest.raises(SfvgenError, match="without actions"):
         WorldModelVectorEnv(model, EnvStarts(PointMassEnv()), 1)
+
+
+@pytest.mark.parametrize("limit", [1e-5, 1.0, 1e4])
+def test_actions_are_bounded_at_any_scale(limit):
+    model = PointMassWorldModel()
+    model.config.action_low, model.config.action_high = [-limit] * 2, [limit] * 2
+    envs = WorldModelVectorEnv(model, at_centre, 1)
+    envs.reset(seed=0)
+    envs.step(np.full((1, 2), limit * (1 + 1e-6), np.float32))
+    with pytest.raises(SfvgenError, match="must be finite and lie between"):
+        envs.step(np.full((1, 2), 1.01 * limit, np.float32))
+
+
+def test_seeds_may_be_an_array():
+    envs, others = point_mass(2), point_mass(2)
+    found, _ = envs.reset(seed=np.array([3, 8]))
+    assert np.array_equal(found, others.reset(seed=[3, 8])[0])

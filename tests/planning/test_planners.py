@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import ImaginationWrapper, step_batch
@@ -468,3 +469,30 @@ def test_any_planner_plans_for_policies_that_act_together(several):
     planner = Still()
     policies = [PlanningPolicy(env, planner) for env in several]
     assert np.array_equal(act_batch(policies, TEXTS), [[0, 0], [0.25, 0.25], [0.5, 0.5]])
+
+
+def test_policies_act_together_only_with_an_instruction_each(imagination):
+    policy = PlanningPolicy(imagination, VideoPlanner(PointMassInverseDynamics()))
+    with pytest.raises(SfvgenError, match="at least one policy"):
+        act_batch([], [])
+    with pytest.raises(SfvgenError, match="1 policies need as many instructions, got 2"):
+        act_batch([policy], ["left", "right"])
+
+
+def test_a_start_of_other_actions_is_refused(imagination):
+    with pytest.raises(SfvgenError, match=r"start must be actions of the shape \(T, 2\)"):
+        MPCPlanner().plan(imagination, draw(np.full(2, 0.5)), start=np.zeros((3, 5)))
+
+
+def test_inverse_dynamics_of_other_actions_is_refused(imagination):
+    planner = VideoPlanner(InverseDynamics(action_low=[-1] * 3, action_high=[1] * 3, image_size=32))
+    with pytest.raises(SfvgenError, match="of 3 numbers, but the world model takes 2"):
+        planner.plan(imagination, "left")
+
+
+def test_inverse_dynamics_stays_within_bounds_that_rounding_would_leave():
+    low, high = np.float32([-0.41, -1.38]), np.float32([0.56, -0.05])
+    inverse = InverseDynamics(action_low=low.tolist(), action_high=high.tolist(), image_size=32)
+    inverse.head[-1].bias.data.fill_(50)
+    picture = draw(np.full((1, 2), 0.5))
+    assert np.array_equal(inverse.predict(picture, picture)[0], high)

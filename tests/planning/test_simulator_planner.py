@@ -1,5 +1,6 @@
 """The planner that searches in the simulator, on the point mass whose optimum is known."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -120,3 +121,15 @@ def test_an_environment_without_states_or_with_longer_steps_is_refused(imaginati
     imagination.world_model.config.frame_skip = 2
     with pytest.raises(SfvgenError, match="frame_skip=2"):
         SimulatorPlanner().plan(imagination, "right", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (lambda env: gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), "Rescale"),
+        (lambda env: gym.wrappers.TransformReward(env, lambda reward: -reward), "TransformReward"),
+    ],
+)
+def test_wrappers_that_the_search_would_not_see_are_refused(wrap, name):
+    with pytest.raises(SfvgenError, match=f"{name}.* changes actions or rewards"):
+        SimulatorPlanner(solver=SOLVER).plan(imagination_of(wrap(Simulator())), "right")

@@ -229,3 +229,48 @@ def test_a_batch_refuses_misfits(solver):
         solver.solve_batch(
             lambda a: cost_fn(a) + torch.tensor([[0.0], [torch.inf]]), BOUNDED, 3, [0, 1]
         )
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_a_large_constant_in_the_costs_changes_nothing(solver):
+    def cost(actions):
+        return (actions.double() - 0.3).square().sum((1, 2))
+
+    space = gym.spaces.Box(-1, 1, (2,))
+    alone = solver.solve(cost, space, 3, seed=0).actions
+    with_offset = solver.solve(lambda actions: 1e8 + cost(actions), space, 3, seed=0).actions
+    assert torch.allclose(with_offset, alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_actions_lie_within_a_box_of_double_precision(solver):
+    space = gym.spaces.Box(np.array([-0.1, 0.7]), np.array([0.1, 0.9]), dtype=np.float64)
+    actions = solver.solve(lambda x: x[..., 1].sum(1) - x[..., 0].sum(1), space, 2, seed=0).actions
+    for action in actions.numpy():
+        assert space.contains(action.astype(np.float64))
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_solutions_are_single_precision_whatever_the_default(solver):
+    def cost(actions):
+        return (actions - 0.3).square().sum((1, 2))
+
+    space = gym.spaces.Box(-1, 1, (2,))
+    expected = solver.solve(cost, space, 3, seed=np.int64(0)).actions
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = solver.solve(cost, space, 3, seed=0).actions
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [CEM(), ICEM(), MPPI(), RandomShooting()], ids=name)
+def test_costs_may_be_an_array(solver):
+    def cost(actions):
+        return (actions - 0.3).square().sum((1, 2))
+
+    space = gym.spaces.Box(-1, 1, (2,))
+    found = solver.solve(lambda actions: cost(actions).numpy(), space, 3, seed=0).actions
+    assert torch.equal(found, solver.solve(cost, space, 3, seed=0).actions)

@@ -91,3 +91,13 @@ def test_what_does_not_fit_is_refused(model: Any) -> None:
         policy.act({"state": np.zeros(3)})
     with pytest.raises(ValueError, match="observation shape"):
         policy.act(np.zeros((20, 20, 3), np.uint8))
+
+
+def test_an_env_of_double_precision_gets_actions_within_its_bounds(model: Any) -> None:
+    env = CameraEnv(as_dict=False)
+    env.action_space = gym.spaces.Box(-2, 2, (3,), np.float64)
+    observation, _ = env.reset(seed=0)
+    policy = SB3Policy(env, model, deterministic=False)
+    policy.reset(0)
+    for _ in range(20):
+        assert env.action_space.contains(policy.act(observation))

@@ -190,3 +190,9 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     assert all(map(torch.equal, again.state_dict().values(), head.state_dict().values()))
     # Where weights lie in memory can turn the last bit.
     assert all(map(torch.allclose, again(before, after, token_ids), head(before, after, token_ids)))
+
+
+def test_latents_of_another_model_are_refused():
+    token_ids = torch.ones(2, 5).long()
+    with pytest.raises(SfvgenError, match=r"shape \(4, 4, 4\), got \(8, 4, 4\): take the head of"):
+        tiny_head().success_logits(torch.zeros(2, 8, 4, 4), token_ids)

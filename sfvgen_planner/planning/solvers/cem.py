@@ -113,7 +113,7 @@ class CEM(BatchSolver):
         min_std = config.min_std * bounds.scale
         rows = torch.arange(len(seeds))[:, None]
         elites = mean.new_empty(len(seeds), 0, *mean.shape[1:])
-        elite_costs = mean.new_empty(len(seeds), 0)
+        elite_costs = torch.empty(len(seeds), 0, dtype=torch.float64)
         best_costs = []
         num_evaluations = 0
         for iteration in range(config.num_iterations):
@@ -154,8 +154,8 @@ def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
 @functools.cache
 def _filter(horizon: int, beta: float) -> torch.Tensor:
     """The colouring as a matrix ``(T, T)``: over a planner's horizon faster than transforming."""
-    frequency = torch.fft.fftfreq(horizon).abs().clamp(min=1 / horizon)
+    frequency = torch.fft.fftfreq(horizon, dtype=torch.float32).abs().clamp(min=1 / horizon)
     gain = frequency ** (-beta / 2)
     gain = gain / gain.square().mean().sqrt()
-    impulses = torch.fft.fft(torch.eye(horizon), dim=0)
+    impulses = torch.fft.fft(torch.eye(horizon, dtype=torch.float32), dim=0)
     return torch.fft.ifft(gain[:, None] * impulses, dim=0).real.contiguous()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 import torch
 
 from sfvgen_planner.errors import SfvgenError, require
@@ -108,7 +109,7 @@ class BatchSolver(ABC):
         """Minimise ``cost_fn``; see :class:`Solver`."""
 
         def batch_cost_fn(candidates: torch.Tensor) -> torch.Tensor:
-            costs = cost_fn(candidates[0])
+            costs = torch.as_tensor(cost_fn(candidates[0]))
             check_costs(costs, candidates.shape[1:2])
             return costs[None]
 
@@ -129,8 +130,7 @@ class Bounds:
         if space.shape is None or len(space.shape) != 1:
             raise SfvgenError(f"Solvers need a Box of shape (A,), got the shape {space.shape}")
         low, high = (
-            torch.as_tensor(limit, dtype=torch.float32).repeat(horizon, 1)
-            for limit in (space.low, space.high)
+            torch.from_numpy(limit).repeat(horizon, 1) for limit in _single_precision(space)
         )
         self.low, self.high = low, high
         self.bounded = torch.isfinite(high - low) & (high > low)
@@ -169,12 +169,20 @@ class Bounds:
     def sample(self, count: int, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Uniform candidates ``(E, N, T, A)``; standard normal ones where the box is open."""
         shape = (count, *self.low.shape)
-        noise = torch.empty(len(generators), *shape)
+        noise = torch.empty(len(generators), *shape, dtype=torch.float32)
         for own, generator in zip(noise, generators, strict=True):
             own.uniform_(-1, 1, generator=generator)
         if not self.bounded.all():
             noise = torch.where(self.bounded, noise, standard_normal(shape, generators))
         return self.clamp(noise.mul_(self.scale).add_(self.middle))
+
+
+def _single_precision(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """A box's limits as float32, rounded to its inside."""
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
+    return low, high
 
 
 def pieces(candidates: torch.Tensor, max_batch_size: int | None) -> tuple[torch.Tensor, ...]:
@@ -189,18 +197,19 @@ def evaluate(
     """Costs ``(E, N)`` of candidates ``(E, N, T, A)``, ranked; see :func:`ranked`."""
     costs = []
     for piece in pieces(candidates, max_batch_size):
-        costs.append(cost_fn(piece))
+        costs.append(torch.as_tensor(cost_fn(piece)))
         check_costs(costs[-1], piece.shape[:2])
     return ranked(costs[0] if len(costs) == 1 else torch.cat(costs, dim=1))
 
 
 def ranked(costs: torch.Tensor) -> torch.Tensor:
-    """Costs ``(E, N)`` on the CPU, with whatever is not finite ranking last.
+    """Costs ``(E, N)`` on the CPU, float64, with whatever is not finite ranking last.
 
     Raises:
         SfvgenError: where no candidate of an environment has a finite cost.
     """
-    costs = costs.detach().to("cpu", torch.float32)
+    # Double precision, because costs may differ by little of their size.
+    costs = costs.detach().cpu().double()
     finite = torch.isfinite(costs)
     require(bool(finite.any(dim=1).all()), "no candidate has a finite cost; check the objective")
     return torch.where(finite, costs, torch.inf)
@@ -250,13 +259,13 @@ def make_generators(seeds: Sequence[int | None]) -> list[torch.Generator]:
         if seed is None:
             generator.seed()
         else:
-            generator.manual_seed(seed)
+            generator.manual_seed(int(seed))
     return generators
 
 
 def standard_normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Noise ``(E, *shape)``, each environment's from its own generator."""
-    noise = torch.empty(len(generators), *shape)
+    noise = torch.empty(len(generators), *shape, dtype=torch.float32)
     for own, generator in zip(noise, generators, strict=True):
         own.normal_(generator=generator)
     return noise

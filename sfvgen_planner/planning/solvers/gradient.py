@@ -89,7 +89,7 @@ class Gradient(BatchSolver):
         offsets = (candidates - bounds.middle) / bounds.scale
         optimiser = torch.optim.Adam([offsets], lr=config.learning_rate, fused=True)
         rows = torch.arange(len(seeds))
-        best, best_cost = start, torch.full((len(seeds),), torch.inf)
+        best, best_cost = start, torch.full((len(seeds),), torch.inf, dtype=torch.float64)
         best_costs = []
         for _ in range(config.num_iterations):
             costs, gradients = self._gradients(cost_fn, candidates)
@@ -113,7 +113,7 @@ class Gradient(BatchSolver):
         for batch in pieces(candidates, self.config.max_batch_size):
             with torch.enable_grad():
                 inputs = batch.clone().requires_grad_()
-                batch_costs = cost_fn(inputs)
+                batch_costs = torch.as_tensor(cost_fn(inputs))
                 check_costs(batch_costs, inputs.shape[:2])
                 gradient = None
                 if batch_costs.requires_grad:

@@ -89,7 +89,7 @@ class MPPI(BatchSolver):
             candidates = bounds.around(mean, std, noise)
             costs = evaluate(cost_fn, candidates, config.max_batch_size)
             lowest = costs.amin(dim=1, keepdim=True)
-            weights = torch.softmax((lowest - costs) / config.temperature, dim=1)[:, None]
+            weights = torch.softmax((lowest - costs) / config.temperature, dim=1)[:, None].to(mean)
             flat = candidates.flatten(2)
             mean = bounds.clamp((weights @ flat).view_as(mean))
             variance = weights @ (flat - mean.flatten(1)[:, None]).square()

@@ -38,7 +38,10 @@ class RandomShootingConfig:
 
 
 class RandomShooting(BatchSolver):
-    """The best of uniform samples (standard normal where the space is unbounded): the baseline."""
+    """The best of uniform samples (standard normal where the space is unbounded): the baseline.
+
+    The start is candidate 0.
+    """
 
     def __init__(self, config: RandomShootingConfig | None = None) -> None:
         self.config = config or RandomShootingConfig()
@@ -51,15 +54,11 @@ class RandomShooting(BatchSolver):
         seeds: Sequence[int | None],
         initial_means: torch.Tensor | None = None,
     ) -> list[Solution]:
-        """Minimise the cost of each environment; given ``initial_means`` are candidates 0.
-
-        See :class:`BatchSolver`.
-        """
+        """Minimise the cost of each environment; see :class:`BatchSolver`."""
         bounds = Bounds(action_space, horizon)
         start = bounds.start(len(seeds), initial_means)
         candidates = bounds.sample(self.config.num_samples, make_generators(seeds))
-        if initial_means is not None:
-            candidates[:, 0] = start
+        candidates[:, 0] = start
         costs = evaluate(cost_fn, candidates, self.config.max_batch_size)
         lowest, best = costs.min(dim=1)
         actions = candidates[torch.arange(len(seeds)), best]
