@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sfvgen_planner.cli.main import build_parser
+from sfvgen_planner.memory.loop_recipe import LoopRecipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -66,3 +67,10 @@ def test_documented_files_are_there() -> None:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
             if "://" not in link:
                 assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+def test_documented_changes_of_a_loops_recipe_make_a_recipe() -> None:
+    changes = re.findall(r"`--set (variant=[^`]*)`", (ROOT / "docs/training.md").read_text())
+    assert changes
+    for change in changes:
+        LoopRecipe.load(ROOT / "recipes/tabletop_memory_short.yaml", change.split())

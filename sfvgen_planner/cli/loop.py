@@ -15,7 +15,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "the model to imagine what comes later with them. The same command goes on after an "
         "interruption. Several processes: accelerate launch -m sfvgen_planner loop ...",
     )
-    add_recipe_arguments(parser, "variant=paper stages.0.max_chunks=3")
+    add_recipe_arguments(parser, "variant=paper memory={} stages.0.max_chunks=3")
     parser.add_argument(
         "--init-from",
         default="tabletop",

@@ -148,7 +148,7 @@ def measure_env_speed(config: MainJobConfig) -> Iterator[Figure]:
 
 
 def measure_demo(config: MainJobConfig) -> Iterator[Figure]:
-    """Seconds of a whole ``sfvgen demo`` with its defaults, start of Python included."""
+    """Seconds of a whole ``sfvgen demo`` with the model, start of Python included."""
     seconds = []
     for _ in tqdm(range(config.num_demo_runs), desc="demo", unit="run", dynamic_ncols=True):
         with tempfile.TemporaryDirectory() as folder:

@@ -360,10 +360,13 @@ class _Learner:
 
     def _training_env(self) -> Environment:
         config = self._config
-        return training_env(config.env, config.env_kwargs, self.model.config.frame_skip)
+        frame_skip = self.model.config.frame_skip
+        return training_env(config.env, config.env_kwargs, frame_skip, config.horizon)
 
 
-def training_env(env_id: str, env_kwargs: Mapping[str, Any], frame_skip: int) -> Environment:
+def training_env(
+    env_id: str, env_kwargs: Mapping[str, Any], frame_skip: int, horizon: int
+) -> Environment:
     """An environment to learn in: as it is, but to be out of time does not end our own task.
 
     It is cut off, as in imagination, so that a policy does not learn that time is worth less at the
@@ -371,8 +374,8 @@ def training_env(env_id: str, env_kwargs: Mapping[str, Any], frame_skip: int) ->
     """
     if env_id != ENV_ID:
         return make_env(env_id, env_kwargs, frame_skip)
-    never = {"steps_per_instruction": DEFAULT_HORIZON * frame_skip + 1}
-    return TimeLimit(make_env(env_id, {**env_kwargs, **never}, frame_skip), DEFAULT_HORIZON)
+    never = {"steps_per_instruction": horizon * frame_skip + 1}
+    return TimeLimit(make_env(env_id, {**env_kwargs, **never}, frame_skip), horizon)
 
 
 def _verdicts(episode: Episode) -> dict[tuple[str, str | None], float]:

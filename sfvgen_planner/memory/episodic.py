@@ -131,8 +131,8 @@ class EpisodicMemory:
                 no slow-fast loop gets the paper's TEMP-LoRA.
             num_memories: How many episodes are remembered at a time.
             seed: Seed of the writes' noise.
-            num_noise_draws: Noise levels averaged in each step of a write, if not as many as in
-                training; fewer make a write cheaper.
+            num_noise_draws: Noise levels averaged in each step of a write, if not as many as the
+                checkpoint's memory has; fewer make a write cheaper.
 
         Raises:
             SfvgenError: There is no such checkpoint, or its memory is broken or another model's.

@@ -138,6 +138,7 @@ class MemoryLayer(LoraLayer):
     chunks: Tensor | None = None
 
     def place(self, fast_a: Tensor | None, fast_b: Tensor | None, chunks: Tensor | None) -> None:
+        """Show the fast weights of memories and how many chunks each has written, or none."""
         self.fast_a, self.fast_b, self.chunks = fast_a, fast_b, chunks
 
 

@@ -60,7 +60,7 @@ def test_unknown_figures_and_devices_are_refused(tmp_path, config):
     assert not (tmp_path / "a.json").exists()
 
 
-def test_the_issues_figures_are_all_there():
+def test_every_figure_of_the_main_job_is_there():
     assert set(FIGURES) == {
         "skill_success_rate",
         "skill_success_rate_random",

@@ -233,11 +233,12 @@ def test_starts_have_a_whole_context_and_the_instruction():
         record_starts(env, "random", 20, num_past_frames=17, image_size=32)
 
 
-def test_to_be_out_of_time_cuts_an_episode_off_and_does_not_end_it():
-    env = training_env("sfvgen/TabletopReturn-v0", TASK, frame_skip=1)
+@pytest.mark.parametrize("horizon", [32, 16])
+def test_to_be_out_of_time_cuts_an_episode_off_and_does_not_end_it(horizon):
+    env = training_env("sfvgen/TabletopReturn-v0", TASK, 1, horizon)
     env.reset(seed=0)
-    ends = [env.step(np.zeros(4, np.float32))[2:4] for _ in range(32)]
-    assert ends == [(False, False)] * 31 + [(False, True)]
+    ends = [env.step(np.zeros(4, np.float32))[2:4] for _ in range(horizon)]
+    assert ends == [(False, False)] * (horizon - 1) + [(False, True)]
     env.close()
 
 
