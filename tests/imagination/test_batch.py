@@ -267,10 +267,11 @@ def test_an_env_without_a_memory_does_not_see_that_of_another():
         for step in range(8):
             step_batch(envs, [act(step, 0), act(step, 1)])
         seen = envs[0].imagine(seed=0).latents
-    assert torch.equal(bare.imagine(seed=0).latents, expected)
-    assert torch.equal(envs[0].imagine(seed=0).latents, seen)
+    # Not bit for bit: some processors add up differently once layers have adapters.
+    torch.testing.assert_close(bare.imagine(seed=0).latents, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(envs[0].imagine(seed=0).latents, seen, atol=1e-4, rtol=1e-4)
     memory.enabled = False
-    assert not torch.allclose(envs[0].imagine(seed=0).latents, seen)
+    assert not torch.allclose(envs[0].imagine(seed=0).latents, seen, atol=1e-2)
 
 
 def test_a_detached_memory_learns_no_more():
