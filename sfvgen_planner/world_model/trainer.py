@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import writing_errors
 from sfvgen_planner.world_model.captured_step import CapturedStep
+from sfvgen_planner.world_model.kernels import use_channels_last
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.sharding import (
@@ -119,20 +120,22 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     module.to(accelerator.device)
+    on_gpu = accelerator.device.type == "cuda"
+    # FSDP takes weights in their usual order only.
+    if on_gpu and not is_sharding(accelerator):
+        use_channels_last(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
         parameters,
         lr=optimisation.learning_rate,
         weight_decay=optimisation.weight_decay,
-        fused=accelerator.device.type == "cuda",
+        fused=on_gpu,
     )
     # The shapes repeat, so cuDNN may search for its fastest algorithms.
     torch.backends.cudnn.benchmark = True
     whole = WholeModule(module)
     # A graph would not hold FSDP's communication.
-    capturing = (
-        optimisation.capture and accelerator.device.type == "cuda" and not is_sharding(accelerator)
-    )
+    capturing = optimisation.capture and on_gpu and not is_sharding(accelerator)
     if capturing:
         # DDP keeps nodes of the gradients alive on its stream, which cannot be captured.
         wrapped, optimiser = module, accelerator.prepare(optimiser)
