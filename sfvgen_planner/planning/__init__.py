@@ -3,7 +3,15 @@
 from sfvgen_planner.planning.action_search import SearchConfig
 from sfvgen_planner.planning.chat_endpoint import ChatEndpoint
 from sfvgen_planner.planning.mpc import MPCConfig, MPCPlanner
-from sfvgen_planner.planning.objectives import GoalImage, Objective, TaskReward
+from sfvgen_planner.planning.objectives import (
+    ActionChange,
+    ActionMagnitude,
+    GoalImage,
+    LearnedSuccess,
+    Objective,
+    TaskReward,
+    WeightedSum,
+)
 from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan, Planner
 from sfvgen_planner.planning.policy import PlanningPolicy, PolicyConfig, act_batch
 from sfvgen_planner.planning.simulator_planner import SimulatorPlanner
@@ -35,6 +43,8 @@ __all__ = [
     "CEM",
     "ICEM",
     "MPPI",
+    "ActionChange",
+    "ActionMagnitude",
     "BatchPlanner",
     "CEMConfig",
     "ChatEndpoint",
@@ -45,6 +55,7 @@ __all__ = [
     "ICEMConfig",
     "LanguageModelConfig",
     "LanguageModelSubgoals",
+    "LearnedSuccess",
     "ListedSubgoals",
     "MPCConfig",
     "MPCPlanner",
@@ -68,5 +79,6 @@ __all__ = [
     "TaskReward",
     "VideoPlanConfig",
     "VideoPlanner",
+    "WeightedSum",
     "act_batch",
 ]

@@ -26,7 +26,6 @@ from sfvgen_planner.planning import (
     VideoPlanner,
     act_batch,
 )
-from sfvgen_planner.planning.objectives import pyramid_energy
 from tests.point_mass import (
     DIRECTIONS,
     SPEED,
@@ -48,84 +47,12 @@ def imagination():
     return env
 
 
-@pytest.mark.parametrize("space", ["latent", "pixel"])
-def test_goal_image_is_the_mean_squared_error_of_the_last_frame(imagination, space):
-    goal = draw(np.array([0.7, 0.3]))
-    future = imagination.imagine(np.random.default_rng(0).uniform(-1, 1, (4, 8, 2)))
-    expected = np.square((future.frames[:, -1].astype(float) - goal) / 255).mean((1, 2, 3))
-    cost = GoalImage(goal, space=space, num_levels=1)(future)
-    assert np.allclose(cost, expected, atol=1e-5)
-
-
-def test_the_pyramid_tells_far_from_farther_where_plain_error_cannot():
-    def square(x):
-        image = torch.zeros(1, 3, 64, 64)
-        image[..., 30:34, x : x + 4] = 1
-        return image
-
-    goal = square(4)
-    near, far, farther = (
-        [float(pyramid_energy(square(x) - goal, levels)) for levels in (1, 5)] for x in (12, 24, 44)
-    )
-    assert near[0] == far[0] == farther[0]
-    assert near[1] < far[1] < farther[1]
-
-
-def test_the_coarsest_level_is_weighed_by_its_area():
-    # A constant image is the same on every level: the weights add up.
-    energy = pyramid_energy(torch.ones(2, 3, 16, 16), num_levels=3)
-    assert energy.tolist() == pytest.approx([1 + 4 + 16] * 2)
-    # 16, 8, 4 and 2 pixels: no fifth level.
-    assert float(pyramid_energy(torch.ones(1, 3, 16, 16), 9)) == pytest.approx(1 + 4 + 16 + 64)
-
-
-def test_a_goal_is_encoded_once(imagination):
-    objective = GoalImage(draw(np.array([0.7, 0.3])))
-    future = imagination.imagine(np.zeros((1, 8, 2)))
-    objective(future)
-    count = imagination.world_model.num_encoded
-    objective(future)
-    assert imagination.world_model.num_encoded == count
-
-
-def test_task_reward_sums_the_rewards_of_the_steps_from_the_present_frame(imagination):
-    actions = np.random.default_rng(0).uniform(-1, 1, (4, 8, 2))
-    cost = TaskReward(PointMassOutcomeHead(), "left")(imagination.imagine(actions))
-    # 10 times the way to the left, whatever lies between the first frame and the last.
-    assert cost.numpy() == pytest.approx(10 * SPEED * actions[:, :, 0].sum(axis=1), abs=0.05)
-
-
 def test_mpc_with_the_task_reward_goes_where_it_is_told(imagination):
     objective = partial(TaskReward, PointMassOutcomeHead())
     planner = MPCPlanner(SOLVER, objective, MPCConfig(horizon=4))
     plan = planner.plan(imagination, "up", seed=0)
     assert (plan.actions[:, 1] < -0.8).all()
     assert plan.cost == pytest.approx(10 * SPEED * plan.actions[:, 1].sum(), abs=0.2)
-
-
-@pytest.mark.parametrize("goal", ["", np.zeros((4, 4, 3), np.uint8)])
-def test_task_reward_needs_an_instruction(goal):
-    with pytest.raises(SfvgenError, match="must be an instruction"):
-        TaskReward(PointMassOutcomeHead(), goal)
-
-
-@pytest.mark.parametrize(
-    "image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 1), "u1")]
-)
-def test_goal_image_refuses_what_is_not_an_image(image):
-    with pytest.raises(SfvgenError, match="uint8"):
-        GoalImage(image)
-    with pytest.raises(SfvgenError, match="space"):
-        GoalImage(np.zeros((4, 4, 3), np.uint8), space="words")
-    with pytest.raises(SfvgenError, match="num_levels"):
-        GoalImage(np.zeros((4, 4, 3), np.uint8), num_levels=0)
-
-
-def test_goal_image_refuses_another_size(imagination):
-    future = imagination.imagine(np.zeros((1, 8, 2)))
-    for space in ("latent", "pixel"):
-        with pytest.raises(SfvgenError, match="image"):
-            GoalImage(np.zeros((8, 8, 3), np.uint8), space=space)(future)
 
 
 @pytest.mark.parametrize("space", ["latent", "pixel"])

@@ -1,24 +1,14 @@
-"""Objectives: costs of imagined futures. They see an imagination and nothing of the simulator."""
+"""The distance from the last imagined frame to a goal image."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import Imagination
-
-if TYPE_CHECKING:
-    from sfvgen_planner.world_model.outcome_head import OutcomeHead
-
-
-class Objective(Protocol):
-    """Costs ``(N,)`` of N imagined futures; lower is better."""
-
-    def __call__(self, imagination: Imagination) -> torch.Tensor:
-        """Cost of each future."""
 
 
 class GoalImage:
@@ -78,50 +68,6 @@ class GoalImage:
         if self._goal_latent is None or self._goal_latent[0] is not model:
             self._goal_latent = model, model.encode(self.image[None, None])[0, :, 0].float()
         return self._goal_latent[1]
-
-
-class TaskReward:
-    """The rewards that the environment would give for an instruction, summed and negated.
-
-    Args:
-        outcome_head: tells the reward of each imagined step.
-        instruction: what the robot is told.
-
-    Raises:
-        SfvgenError: where the instruction is empty.
-
-    Example:
-        >>> from functools import partial
-        >>> from sfvgen_planner.planning import MPCPlanner
-        >>> from sfvgen_planner.world_model import shipped_folder
-        >>> from sfvgen_planner.world_model.heads import load_heads
-        >>> head = load_heads(shipped_folder("tabletop")).outcome_head
-        >>> planner = MPCPlanner(objective=partial(TaskReward, head))
-    """
-
-    def __init__(self, outcome_head: OutcomeHead, instruction: str) -> None:
-        if not isinstance(instruction, str) or not instruction:
-            raise SfvgenError(
-                f"TaskReward: the goal must be an instruction, a str of words, got {instruction!r}"
-            )
-        self.outcome_head = outcome_head
-        self.instruction = instruction
-
-    def __call__(self, imagination: Imagination) -> torch.Tensor:
-        """Cost of each future, in the environment's units of reward."""
-        with torch.set_grad_enabled(imagination.latents.requires_grad):
-            return self._cost(imagination)
-
-    def _cost(self, imagination: Imagination) -> torch.Tensor:
-        after = imagination.latents.transpose(1, 2).float()
-        present = imagination.present_latents.float().expand_as(after[:, :1])
-        before = torch.cat([present, after[:, :-1]], dim=1)
-        token_ids = imagination.world_model.tokenize([self.instruction]).to(after.device)
-        head = self.outcome_head.to(after.device)
-        num_steps = after.shape[0] * after.shape[1]
-        token_ids = token_ids.expand(num_steps, -1)
-        _, rewards = head(before.flatten(0, 1), after.flatten(0, 1), token_ids)
-        return -rewards.float().view(after.shape[:2]).sum(dim=1)
 
 
 def pyramid_energy(images: torch.Tensor, num_levels: int) -> torch.Tensor:
