@@ -17,7 +17,12 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play
-from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_gripper
+from sfvgen_planner.evaluation.tabletop import (
+    CUBE_COLOURS,
+    ENV_ID,
+    locate_cube,
+    locate_gripper,
+)
 from sfvgen_planner.world_model import VideoWorldModel
 
 POLICIES = ("expert", "random")
@@ -134,6 +139,15 @@ def place_error_px(imagined: np.ndarray, real: np.ndarray, width: int) -> np.nda
 def gripper_error_px(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Pixels ``(N,)`` between the grippers of frames ``(N, H, W, 3)``."""
     return place_error_px(locate_gripper(imagined), locate_gripper(real), real.shape[-2])
+
+
+def cube_errors_px(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Pixels ``(colours, N)`` between cubes in frames ``(N, H, W, 3)``; NaN for no such cube."""
+    errors = [
+        place_error_px(locate_cube(imagined, colour), locate_cube(real, colour), real.shape[-2])
+        for colour in CUBE_COLOURS
+    ]
+    return np.stack(errors)
 
 
 def policy_episodes(env_kwargs: dict[str, Any], seeds: range) -> tuple[list[Episode], list[str]]:

@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
+from sfvgen_planner.evaluation.autoencoder import measure_autoencoder
 from sfvgen_planner.evaluation.chunks import (
     Chunks,
+    cube_errors_px,
     episode_means,
     figures_by_policy,
     gripper_error_px,
     imagine_frames,
-    place_error_px,
     policy_episodes,
 )
 from sfvgen_planner.evaluation.measure import EvaluationConfig
@@ -26,7 +27,7 @@ from sfvgen_planner.evaluation.metrics import psnr_db
 from sfvgen_planner.evaluation.outcome_head import measure_outcome_head
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play
-from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube
+from sfvgen_planner.evaluation.tabletop import CUBE_COLOURS, ENV_ID, locate_cube
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 
 CHUNK_EPISODES: dict[str, Any] = {"level": 2, "recall": "first"}
@@ -36,7 +37,6 @@ COUNTERFACTUALS = ("expert", "random", "adversarial")
 NUM_ROLLOUT_CHUNKS = 8
 MANY_STEPS = 25
 SAMPLER_STEPS = (1, 2, 4, 8, MANY_STEPS)
-COLOURS = ("red", "green", "blue", "yellow")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def measure_chunks(config: SlowLearningConfig) -> Iterator[Figure]:
     values = {
         "action_chunk_psnr_db": (psnr_db(imagined, chunks.future), "dB"),
         "gripper_error_px": (gripper_error_px(end, real_end), "px of 64"),
-        "cube_error_px": (np.nanmean(_cube_errors(end, real_end), axis=0), "px of 64"),
+        "cube_error_px": (np.nanmean(cube_errors_px(end, real_end), axis=0), "px of 64"),
         "cube_lost_share": (_cubes_lost(end, real_end), "1"),
     }
     for name, (per_chunk, unit) in values.items():
@@ -238,6 +238,11 @@ def measure_outcomes(config: SlowLearningConfig) -> Iterator[Figure]:
     )
 
 
+def measure_reconstruction(config: SlowLearningConfig) -> Iterator[Figure]:
+    """What the autoencoder alone makes of the frames that the chunks are cut from."""
+    return measure_autoencoder(config, config.num_chunk_episodes, CHUNK_EPISODES)
+
+
 FIGURES: dict[str, Callable[[SlowLearningConfig], Iterable[Figure]]] = {
     "action_chunk_psnr_db": measure_chunks,
     "gripper_error_px": measure_chunks,
@@ -248,6 +253,9 @@ FIGURES: dict[str, Callable[[SlowLearningConfig], Iterable[Figure]]] = {
     "gripper_error_px_8_chunks": measure_rollout,
     "counterfactual_error_px": measure_counterfactuals,
     "language_skill_accuracy": measure_language,
+    "autoencoder_psnr_db": measure_reconstruction,
+    "autoencoder_cube_error_px": measure_reconstruction,
+    "autoencoder_cube_within_half_px": measure_reconstruction,
     "success_head_auc": measure_outcomes,
     "success_head_ece": measure_outcomes,
     "reward_head_r2": measure_outcomes,
@@ -264,7 +272,7 @@ def moved_cube(before: np.ndarray, after: np.ndarray, least_px: float = 3.0) -> 
     """
     distances = {
         colour: float(np.linalg.norm(locate_cube(after, colour) - locate_cube(before, colour)))
-        for colour in COLOURS
+        for colour in CUBE_COLOURS
     }
     known = {colour: value for colour, value in distances.items() if value >= least_px}
     return max(known, key=lambda colour: known[colour]) if known else None
@@ -292,19 +300,10 @@ def _imagine(
     )
 
 
-def _cube_errors(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Pixels ``(colours, N)`` between cubes in frames ``(N, H, W, 3)``; NaN for no such cube."""
-    errors = [
-        place_error_px(locate_cube(imagined, colour), locate_cube(real, colour), real.shape[-2])
-        for colour in COLOURS
-    ]
-    return np.stack(errors)
-
-
 def _cubes_lost(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Share ``(N,)`` of the cubes in real frames ``(N, H, W, 3)`` that are not in imagined ones."""
-    there = np.stack([np.isfinite(locate_cube(real, c)).all(axis=-1) for c in COLOURS])
-    lost = np.stack([np.isnan(locate_cube(imagined, c)).any(axis=-1) for c in COLOURS]) & there
+    there = np.stack([np.isfinite(locate_cube(real, c)).all(axis=-1) for c in CUBE_COLOURS])
+    lost = np.stack([np.isnan(locate_cube(imagined, c)).any(axis=-1) for c in CUBE_COLOURS]) & there
     return np.asarray(lost.sum(axis=0) / there.sum(axis=0))
 
 

@@ -10,6 +10,7 @@ from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode
 
 ENV_ID = "sfvgen/TabletopReturn-v0"
+CUBE_COLOURS = ("red", "green", "blue", "yellow")
 CUBE_CENTRE_HEIGHT = 0.021
 """Height of the centre of a cube that stands on the table [m]."""
 
