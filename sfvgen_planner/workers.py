@@ -142,6 +142,7 @@ class _WorkerPool(Generic[Task, Result]):
 
 def _serve(connection: "Connection[object, object]", player: Player[Any, object]) -> None:
     """Play the tasks that come in until the other side closes."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         while True:
             task = connection.recv()
@@ -157,6 +158,14 @@ def _serve(connection: "Connection[object, object]", player: Player[Any, object]
         pass
     finally:
         player.close()
+
+
+def _leave_with_parent() -> None:
+    """End this process once its parent is gone: a killed one can't end it, and a task is long."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextmanager
