@@ -29,6 +29,9 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         **kwargs: further arguments of :class:`WorldModelVectorEnv`, from ``instruction`` to
             ``num_samples``.
 
+    Attributes:
+        frame_skip: steps of the real environment that one imagined step stands for.
+
     Raises:
         SfvgenError: where an argument makes no sense, the model takes no actions, or pygame is
             missing.
@@ -67,6 +70,7 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
             render_mode="rgb_array",
             **kwargs,
         )
+        self.frame_skip: int = world_model.config.frame_skip
         self.observation_space = self._world.single_observation_space
         self.action_space = self._world.single_action_space
         fps = self.metadata["render_fps"]

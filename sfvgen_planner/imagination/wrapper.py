@@ -19,6 +19,7 @@ from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.result import Imagination
 
 if TYPE_CHECKING:
@@ -457,7 +458,8 @@ def check_action_space(space: gym.Space[Any], low: list[float], high: list[float
 
 def check_frame_skip(env: gym.Env[Any, Any], frame_skip: int) -> None:
     """Refuse an env whose steps last longer or shorter than the frames of a model."""
-    found = 1
+    # Others' attributes of this name, as MuJoCo's, count what happens within a step.
+    found = env.unwrapped.frame_skip if isinstance(env.unwrapped, WorldModelEnv) else 1
     layer: gym.Env[Any, Any] = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, FrameSkip):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from sfvgen_planner.data import FrameSkip
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.imagination import EnvStarts, ImaginationWrapper, WorldModelEnv
 from tests.point_mass import (
     SIZE,
     SPEED,
@@ -196,3 +197,15 @@ def test_frame_skip_must_match_the_models():
     model.config.frame_skip = 2
     with pytest.raises(SfvgenError, match="FrameSkip"):
         ImaginationWrapper(PointMassEnv(), model)
+
+
+def test_an_imagined_step_is_as_long_as_its_models_frame():
+    model = PointMassWorldModel()
+    model.config.frame_skip = 5
+    env = ImaginationWrapper(WorldModelEnv(model, EnvStarts(PointMassEnv())), model)
+    env.reset(seed=0)
+    assert env.imagine(num_frames=2).num_frames == 2
+    with pytest.raises(SfvgenError, match="one step of this env makes 10"):
+        ImaginationWrapper(FrameSkip(env.env, 2), model)
+    with pytest.raises(SfvgenError, match="one step of this env makes 5"):
+        ImaginationWrapper(env.env, PointMassWorldModel())
