@@ -27,7 +27,7 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         render_mode: ``"rgb_array"``; ``"human"``, which shows every frame in a window and needs
             pygame; or None.
         **kwargs: further arguments of :class:`WorldModelVectorEnv`, from ``instruction`` to
-            ``num_samples``.
+            ``memory``.
 
     Attributes:
         frame_skip: steps of the real environment that one imagined step stands for.

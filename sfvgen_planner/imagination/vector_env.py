@@ -18,10 +18,19 @@ from sfvgen_planner.imagination.infos import masked_info
 from sfvgen_planner.imagination.starts import Starts
 
 if TYPE_CHECKING:
+    from sfvgen_planner.memory import EpisodicMemory
     from sfvgen_planner.world_model import VideoWorldModel
     from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 DEFAULT_HORIZON = 32
+
+
+def check_memory(memory: EpisodicMemory, world_model: VideoWorldModel) -> None:
+    """Refuse the memory of another world model."""
+    require(
+        memory.world_model is world_model,
+        "the memory belongs to another world model: make it from the one that imagines",
+    )
 
 
 class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -41,7 +50,9 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     an instruction the reward is 0 and nothing terminates. An episode is truncated after ``horizon``
     steps. Its instruction does not change.
 
-    A memory that is attached to the model takes part, as in every call of the model.
+    With a memory, every world has its own slot of it: each chunk of ``num_future_frames`` steps
+    that a world has lived is learnt, and a new episode begins with an empty slot. Without one the
+    worlds are imagined from the context window alone, also where the model has a memory.
 
     Every environment has its own random numbers: what it imagines does not depend on how many
     others run beside it. Worlds with fewer than ``num_past_frames`` frames behind them take a
@@ -66,12 +77,14 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
         num_samples: futures imagined per step and world; the first is followed.
+        memory: the fast weights, with ``num_memories`` equal to ``num_envs``.
         autoreset_mode: when an ended episode begins anew, see Gymnasium's ``AutoresetMode``.
             With ``DISABLED``, reset it by ``reset(options={"reset_mask": mask})``.
         render_mode: ``"rgb_array"`` or None.
 
     Raises:
-        SfvgenError: where an argument makes no sense or the model takes no actions.
+        SfvgenError: where an argument makes no sense, the model takes no actions, or the memory
+            belongs to another model or number of worlds.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env
@@ -95,6 +108,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_threshold: float = 0.9,
         num_inference_steps: int = 1,
         num_samples: int = 1,
+        memory: EpisodicMemory | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
@@ -120,6 +134,13 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         config = world_model.config
         require(len(config.action_low) > 0, "a world model without actions cannot be stepped")
+        if memory is not None:
+            check_memory(memory, world_model)
+            require(
+                memory.num_memories == num_envs,
+                f"{num_envs} imagined worlds need num_memories={num_envs}, one for each, "
+                f"got a memory of {memory.num_memories}",
+            )
         self.world_model = world_model
         self.starts = starts
         self.num_envs = num_envs
@@ -129,6 +150,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.success_threshold = success_threshold
         self.num_inference_steps = num_inference_steps
         self.num_samples = num_samples
+        self.memory = memory
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -142,7 +164,9 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._random = [seeding.np_random() for _ in range(num_envs)]
         self._noise = [torch.Generator() for _ in range(num_envs)]
         self._tokens: dict[str, torch.Tensor] = {}
-        self._past: torch.Tensor | None = None  # (N, C, f_p, h, w), the latest frames last
+        # (N, C, f, h, w), the latest frames last: the context, and the chunk for the memory.
+        self._past: torch.Tensor | None = None
+        self._actions = np.zeros((num_envs, config.num_future_frames, len(config.action_low)))
         self._num_past = np.zeros(num_envs, int)
         self._frames = np.zeros((num_envs, side, side, 3), np.uint8)
         self._instructions = np.full(num_envs, "", object)
@@ -241,10 +265,12 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._begin(self._ended)
         previous = self._probability.copy()
         num_past = self.world_model.config.num_past_frames
-        full = self._num_past >= num_past
+        seen = num_past if self.memory is None else self.memory.num_past_frames
+        full = np.minimum(self._num_past, seen) >= num_past
         for mask, length in ((stepped & full, num_past), (stepped & ~full, 1)):
             if mask.any():
                 self._imagine(mask, length, checked)
+        self._remember(stepped, checked)
         sure = np.minimum(previous, self._probability) >= self.success_threshold
         terminations = stepped & sure & self._success_ends()
         truncations = stepped & (self._num_steps >= self.horizon)
@@ -270,15 +296,19 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _begin(self, mask: np.ndarray) -> None:
         """Begin the episodes of some environments."""
         rows = np.flatnonzero(mask)
-        num_past = self.world_model.config.num_past_frames
+        config = self.world_model.config
+        num_past = config.num_past_frames
+        num_kept = num_past + (0 if self.memory is None else config.num_future_frames)
         starts = [self.starts(self._random[row][0]) for row in rows]
         pasts = [start.frames[-num_past:] for start in starts]
         latents = self.world_model.encode(np.concatenate(pasts)[None])[0]
         if self._past is None:
             channels, _, height, width = latents.shape
-            self._past = latents.new_zeros(self.num_envs, channels, num_past, height, width)
+            self._past = latents.new_zeros(self.num_envs, channels, num_kept, height, width)
         lengths = [len(past) for past in pasts]
         for row, start, latent in zip(rows, starts, latents.split(lengths, dim=1), strict=True):
+            # The world stood still before an episode's first frame.
+            self._past[row] = latent[:, :1]
             self._past[row, :, -latent.shape[1] :] = latent
             self._frames[row] = start.frames[-1]
             given = self.instruction
@@ -287,6 +317,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._num_past[rows] = lengths
         self._num_steps[rows] = 0
         self._ended = self._ended & ~mask
+        if self.memory is not None:
+            self.memory.reset(rows.tolist())
         present = self._past[torch.from_numpy(rows), :, -1]
         self._judge(mask, present, present)
 
@@ -296,14 +328,16 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rows = np.flatnonzero(mask)
         past = self._past[torch.from_numpy(rows)]
         repeated = rows.repeat(self.num_samples)
-        output = self.world_model(
-            past[:, :, -length:].repeat_interleave(self.num_samples, dim=0),
-            actions=actions[torch.from_numpy(repeated), None],
-            num_frames=1,
-            num_inference_steps=self.num_inference_steps,
-            generator=[self._noise[row] for row in repeated],
-            output_type="latent",
-        )
+        model, memory = self.world_model, self.memory
+        with model.without_memory() if memory is None else memory.showing(rows.tolist()):
+            output = model(
+                past[:, :, -length:].repeat_interleave(self.num_samples, dim=0),
+                actions=actions[torch.from_numpy(repeated), None],
+                num_frames=1,
+                num_inference_steps=self.num_inference_steps,
+                generator=[self._noise[row] for row in repeated],
+                output_type="latent",
+            )
         samples = output.latents.unflatten(0, (len(rows), self.num_samples))
         deviation = samples.float() - samples.float().mean(dim=1, keepdim=True)
         self._disagreement[rows] = deviation.square().flatten(1).mean(dim=1).sqrt().cpu().numpy()
@@ -313,6 +347,26 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._num_past[rows] += 1
         self._num_steps[rows] += 1
         self._judge(mask, past[:, :, -1], followed[:, :, 0])
+
+    def _remember(self, stepped: np.ndarray, actions: torch.Tensor) -> None:
+        """Learn the chunks that are complete with this step, all in one batch."""
+        if self.memory is None:
+            return
+        assert self._past is not None
+        size = self.world_model.config.num_future_frames
+        rows = np.flatnonzero(stepped)
+        self._actions[rows, (self._num_steps[rows] - 1) % size] = actions.numpy()[rows]
+        complete = rows[self._num_steps[rows] % size == 0]
+        if len(complete):
+            lived = self._past[torch.from_numpy(complete)]
+            self.memory.write_batch(
+                lived[:, :, :-size],
+                lived[:, :, -size:],
+                self._instructions[complete].tolist(),
+                self._actions[complete],
+                complete.tolist(),
+                measure=False,
+            )
 
     def _judge(self, mask: np.ndarray, before: torch.Tensor, after: torch.Tensor) -> None:
         """Take down success and reward of n worlds, whose latents ``(n, C, h, w)`` were and are."""

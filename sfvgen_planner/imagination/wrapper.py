@@ -21,6 +21,7 @@ from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.result import Imagination
+from sfvgen_planner.imagination.vector_env import check_memory
 
 if TYPE_CHECKING:
     from sfvgen_planner.memory import (
@@ -93,10 +94,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
         if bank is not None:
             bank.check_model()
-        require(
-            memory is None or memory.world_model is world_model,
-            "the memory belongs to another world model: make it from the one that imagines",
-        )
+        if memory is not None:
+            check_memory(memory, world_model)
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
