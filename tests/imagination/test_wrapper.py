@@ -9,7 +9,12 @@ from gymnasium.utils.env_checker import check_env
 
 from sfvgen_planner.data import FrameSkip
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import EnvStarts, ImaginationWrapper, WorldModelEnv
+from sfvgen_planner.imagination import (
+    EnvStarts,
+    ImaginationWrapper,
+    WorldModelEnv,
+    imagine_batch,
+)
 from tests.point_mass import (
     SIZE,
     SPEED,
@@ -209,3 +214,29 @@ def test_an_imagined_step_is_as_long_as_its_models_frame():
         ImaginationWrapper(FrameSkip(env.env, 2), model)
     with pytest.raises(SfvgenError, match="one step of this env makes 5"):
         ImaginationWrapper(env.env, PointMassWorldModel())
+
+
+@pytest.mark.parametrize(("max_frames", "limit"), [(None, 8 * (4 + 8)), (10, 10)])
+def test_a_horizon_beyond_what_is_trusted_is_refused_before_any_work(max_frames, limit):
+    model = PointMassWorldModel()
+    env = ImaginationWrapper(PointMassEnv(), model, max_frames=max_frames)
+    env.reset(seed=0)
+    for arguments in (
+        {"num_frames": limit + 1},
+        {"actions": np.zeros((limit + 1, 2))},
+        {"actions": np.zeros((3, limit + 1, 2))},
+    ):
+        wanted = f"{limit + 1} frames .* the {limit} .*max_frames={limit + 1}"
+        with pytest.raises(SfvgenError, match=wanted):
+            env.imagine(**arguments)
+    assert model.batch_sizes == []
+    assert model.num_encoded == 0
+    assert env.imagine(num_frames=limit).num_frames == limit
+    bolder = ImaginationWrapper(PointMassEnv(), model, max_frames=limit + 1)
+    bolder.reset(seed=0)
+    assert bolder.imagine(num_frames=limit + 1).num_frames == limit + 1
+    # Together they imagine no further than the most careful one.
+    with pytest.raises(SfvgenError, match=f"the {limit} "):
+        imagine_batch([bolder, env], num_frames=limit + 1)
+    with pytest.raises(SfvgenError, match="max_frames must be at least 1"):
+        ImaginationWrapper(PointMassEnv(), model, max_frames=0)
