@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.infos import masked_info
+from sfvgen_planner.imagination.result import disagreement
 from sfvgen_planner.imagination.starts import Starts
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     end cuts off what the environment may give later for an instruction that is over. Where the
     environment goes on after success, as Meta-World's do, so does imagination. Without a head or
     an instruction the reward is 0 and nothing terminates. An episode is truncated after ``horizon``
-    steps. Its instruction does not change.
+    steps, or as soon as the samples of a step disagree by more than ``max_disagreement``: such a
+    step is ``"untrusted"`` and no success. Its instruction does not change.
 
     With a memory, every world has its own slot of it: each chunk of ``num_future_frames`` steps
     that a world has lived is learnt, and a new episode begins with an empty slot. Without one the
@@ -60,9 +62,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     of both kinds are present.
 
     The infos are ``"instruction"``; ``"success_probability"`` where there is a head and an
-    instruction; and ``"disagreement"`` after a step with ``num_samples > 1``: the root mean square
-    difference of the samples' latents, which have about unit variance, from their mean. The
-    larger it is, the less the model knows what comes next.
+    instruction; ``"disagreement"`` after a step with ``num_samples > 1``, see
+    :meth:`Imagination.disagreement`; and ``"untrusted"`` after a step with a ``max_disagreement``.
 
     Args:
         world_model: the model; it must take actions.
@@ -77,6 +78,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
         num_samples: futures imagined per step and world; the first is followed.
+        max_disagreement: beyond which imagination is not trusted; needs ``num_samples > 1``. The
+            disagreement of steps that went well tells what is usual for a model.
         memory: the fast weights, with ``num_memories`` equal to ``num_envs``.
         autoreset_mode: when an ended episode begins anew, see Gymnasium's ``AutoresetMode``.
             With ``DISABLED``, reset it by ``reset(options={"reset_mask": mask})``.
@@ -108,6 +111,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_threshold: float = 0.9,
         num_inference_steps: int = 1,
         num_samples: int = 1,
+        max_disagreement: float | None = None,
         memory: EpisodicMemory | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
@@ -123,6 +127,15 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             0 < success_threshold <= 1,
             f"success_threshold must be above 0 and at most 1, got {success_threshold}",
         )
+        if max_disagreement is not None:
+            require(
+                num_samples > 1,
+                "max_disagreement compares several samples: give num_samples of at least 2 too",
+            )
+            require(
+                max_disagreement > 0,
+                f"max_disagreement must be above 0, got {max_disagreement}",
+            )
         modes = self.metadata["render_modes"]
         require(
             render_mode in (None, *modes), f"render_mode must be one of {modes}, got {render_mode}"
@@ -150,6 +163,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.success_threshold = success_threshold
         self.num_inference_steps = num_inference_steps
         self.num_samples = num_samples
+        self.max_disagreement = max_disagreement
         self.memory = memory
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -272,8 +286,9 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 self._imagine(mask, length, checked)
         self._remember(stepped, checked)
         sure = np.minimum(previous, self._probability) >= self.success_threshold
-        terminations = stepped & sure & self._success_ends()
-        truncations = stepped & (self._num_steps >= self.horizon)
+        untrusted = self._untrusted()
+        terminations = stepped & sure & ~untrusted & self._success_ends()
+        truncations = stepped & (untrusted | (self._num_steps >= self.horizon))
         rewards = np.where(stepped, self._reward, 0.0) + terminations
         self._ended = terminations | truncations
         infos: dict[str, Any] = {}
@@ -339,8 +354,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 output_type="latent",
             )
         samples = output.latents.unflatten(0, (len(rows), self.num_samples))
-        deviation = samples.float() - samples.float().mean(dim=1, keepdim=True)
-        self._disagreement[rows] = deviation.square().flatten(1).mean(dim=1).sqrt().cpu().numpy()
+        self._disagreement[rows] = disagreement(samples)[:, 0].cpu().numpy()
         followed = samples[:, 0].to(past.dtype)
         self._past[torch.from_numpy(rows)] = torch.cat([past[:, :, 1:], followed], dim=2)
         self._frames[rows] = self.world_model.decode(followed)[:, 0]
@@ -392,13 +406,20 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         head = self.outcome_head
         return head is not None and bool(head.config.success_ends)
 
+    def _untrusted(self) -> np.ndarray:
+        """In which environments ``(N,)`` the samples of the last step disagree too much."""
+        limit = np.inf if self.max_disagreement is None else self.max_disagreement
+        return self._disagreement > limit
+
     def _infos(self, mask: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
         """Infos of some environments, of which some have made a step."""
         infos: dict[str, Any] = {}
+        compared = mask & stepped & (self.num_samples > 1)
         for key, values, where in (
             ("instruction", self._instructions, mask),
             ("success_probability", self._probability, mask & self._judged()),
-            ("disagreement", self._disagreement, mask & stepped & (self.num_samples > 1)),
+            ("disagreement", self._disagreement, compared),
+            ("untrusted", self._untrusted(), compared & (self.max_disagreement is not None)),
         ):
             if where.any():
                 infos[key], infos[f"_{key}"] = masked_info(values, where), where.copy()

@@ -240,3 +240,19 @@ def test_a_horizon_beyond_what_is_trusted_is_refused_before_any_work(max_frames,
         imagine_batch([bolder, env], num_frames=limit + 1)
     with pytest.raises(SfvgenError, match="max_frames must be at least 1"):
         ImaginationWrapper(PointMassEnv(), model, max_frames=0)
+
+
+def test_samples_disagree_by_what_the_model_does_not_know():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.02))
+    env.reset(seed=0)
+    actions = np.zeros((6, 2), np.float32)
+    future = env.imagine(actions, num_samples=16)
+    found = future.disagreement()
+    # The latents are the pictures.
+    expected = (future.frames / 255).std(axis=0).reshape(6, -1)
+    assert found == pytest.approx(np.sqrt((expected**2).mean(axis=1)), abs=2e-3)
+    assert found[-1] > found[0] > 0
+    with pytest.raises(SfvgenError, match="num_samples of at least 2"):
+        env.imagine(actions).disagreement()
+    with pytest.raises(SfvgenError, match="not candidates"):
+        env.imagine(np.stack([actions, actions + 1])).disagreement()
