@@ -87,7 +87,11 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
 
         Returns:
             The start's last frame ``(H, W, 3)`` uint8, and infos.
+
+        Raises:
+            SfvgenError: where an option is given, or the start's frames do not fit the model.
         """
+        require(not options, f"imagined worlds know no options of reset, got {options}")
         super().reset(seed=None if seed is None else int(seed))
         self._world.np_random = (self.np_random,)
         observations, infos = self._world.reset()

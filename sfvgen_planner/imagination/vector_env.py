@@ -223,13 +223,15 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             Observations ``(N, H, W, 3)`` uint8, and infos.
 
         Raises:
-            SfvgenError: where the seeds or the mask have the wrong shape, or the starts' frames
-                do not fit the model.
+            SfvgenError: where the seeds or the mask have the wrong shape, an option is unknown, or
+                the starts' frames do not fit the model.
         """
         seeds = [seed] * self.num_envs if seed is None else seed
         if isinstance(seeds, (int, np.integer)):
             seeds = range(int(seeds), int(seeds) + self.num_envs)
         require(len(seeds) == self.num_envs, f"{self.num_envs} environments got {len(seeds)} seeds")
+        unknown = set(options or {}) - {"reset_mask"}
+        require(not unknown, f"reset knows the option 'reset_mask' alone, got {sorted(unknown)}")
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         require(
             isinstance(mask, np.ndarray)
@@ -316,6 +318,13 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_kept = num_past + (0 if self.memory is None else config.num_future_frames)
         starts = [self.starts(self._random[row][0]) for row in rows]
         pasts = [start.frames[-num_past:] for start in starts]
+        side = config.image_size
+        for height, width in {past.shape[1:3] for past in pasts}:
+            require(
+                height == width == side,
+                f"the starts' frames must be {side} x {side} pixels, as the world model's, "
+                f"got {height} x {width}",
+            )
         latents = self.world_model.encode(np.concatenate(pasts)[None])[0]
         if self._past is None:
             channels, _, height, width = latents.shape

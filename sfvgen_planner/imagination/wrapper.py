@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
 
-from sfvgen_planner.data.camera import camera_frame
+from sfvgen_planner.data.camera import camera_frame, check_camera
 from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
@@ -106,6 +106,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
+        check_camera(env)
         if max_frames is None:
             max_frames = MAX_WINDOWS * (config.num_past_frames + config.num_future_frames)
         require(max_frames >= 1, f"max_frames must be at least 1, got {max_frames}")

@@ -327,6 +327,7 @@ def test_stepping_needs_a_reset():
         ({"options": {"reset_mask": np.array([True, False])}}, "first reset"),
         ({"options": {"reset_mask": np.array([1, 0])}}, "reset_mask"),
         ({"options": {"reset_mask": np.zeros(2, bool)}}, "reset_mask"),
+        ({"options": {"nonsense": 1}}, r"'reset_mask' alone, got \['nonsense'\]"),
     ],
 )
 def test_bad_resets_are_refused(arguments, message):
@@ -375,3 +376,11 @@ def test_seeds_may_be_an_array():
     envs, others = point_mass(2), point_mass(2)
     found, _ = envs.reset(seed=np.array([3, 8]))
     assert np.array_equal(found, others.reset(seed=[3, 8])[0])
+
+
+@pytest.mark.parametrize("sides", [(48, 32), (48, 48)])
+def test_starts_of_another_size_are_refused(sides):
+    sizes = iter(sides)
+    envs = point_mass(2, lambda rng: Start(np.zeros((1, 32, next(sizes), 3), np.uint8)))
+    with pytest.raises(SfvgenError, match=r"must be 32 x 32 pixels, .* got 32 x 48"):
+        envs.reset()

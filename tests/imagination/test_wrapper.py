@@ -184,10 +184,36 @@ def test_misfitting_action_spaces_are_refused(space, message):
         ImaginationWrapper(Misfit(space), PointMassWorldModel())
 
 
-def test_an_env_without_a_camera_is_refused():
-    env = ImaginationWrapper(PointMassEnv(render_mode=None), PointMassWorldModel())
-    with pytest.raises(SfvgenError, match="rgb_array"):
-        env.reset(seed=0)
+PICTURE = gym.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+POSITION = gym.spaces.Box(0, 1, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("space", "render_mode", "message"),
+    [
+        (POSITION, None, "its observations are no RGB pictures.*render_mode='rgb_array' .* None"),
+        (POSITION, "human", "instead of 'human'"),
+        (gym.spaces.Dict({"position": POSITION}), None, "its observations are no RGB"),
+        (gym.spaces.Dict({"image": POSITION}), "rgb_array", "the entry 'image' .* no RGB pictures"),
+        (gym.spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8), None, "no RGB pictures"),
+        (gym.spaces.Box(0, 1, (SIZE, SIZE, 3)), None, "no RGB pictures"),
+    ],
+)
+def test_an_env_without_a_camera_is_refused_at_once(space, render_mode, message):
+    env = PointMassEnv(render_mode)
+    env.observation_space = space
+    with pytest.raises(SfvgenError, match=message):
+        ImaginationWrapper(env, PointMassWorldModel())
+
+
+@pytest.mark.parametrize(
+    ("space", "render_mode"),
+    [(PICTURE, None), (gym.spaces.Dict({"image": PICTURE}), None), (POSITION, "rgb_array")],
+)
+def test_any_kind_of_camera_will_do(space, render_mode):
+    env = PointMassEnv(render_mode)
+    env.observation_space = space
+    ImaginationWrapper(env, PointMassWorldModel())
 
 
 def test_the_memory_of_another_model_is_refused():
