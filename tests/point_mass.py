@@ -183,6 +183,7 @@ class RecordingMemory:
     """Keeps what it is told to learn."""
 
     num_past_frames = 4
+    num_memories = 1
 
     def __init__(self, world_model: PointMassWorldModel) -> None:
         self.world_model = world_model

@@ -51,6 +51,29 @@ def camera_frame(
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX))
 
 
+def check_camera(env: gym.Env[Any, Any]) -> None:
+    """Refuse an environment that `camera_frame` gets no picture of, before it is reset.
+
+    Raises:
+        SfvgenError: Neither its observation space nor its render mode promises one.
+    """
+    space, where = env.observation_space, "its observations are"
+    if isinstance(space, gym.spaces.Dict) and "image" in space.spaces:
+        space, where = space["image"], "the entry 'image' of its observations is"
+    elif env.render_mode == "rgb_array":
+        return
+    if not (
+        isinstance(space, gym.spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and space.shape[2] == 3
+    ):
+        raise SfvgenError(
+            f"{_name(env)} has no camera: {where} no RGB pictures (H, W, 3) of uint8 but {space}; "
+            f"make it with render_mode='rgb_array' instead of {env.render_mode!r}"
+        )
+
+
 def proprioception(observation: object) -> FloatArray | None:
     """Return what an observation tells of the robot itself, as `(P,)` float32, or None.
 

@@ -1,4 +1,10 @@
-"""Gymnasium's face of the world model: environments that imagine their futures."""
+"""Gymnasium's face of the world model: environments that imagine their futures.
+
+Importing it registers ``sfvgen/Imagined-v0``; without an import, name it in the id:
+``gymnasium.make("sfvgen_planner.imagination:sfvgen/Imagined-v0")``.
+"""
+
+import gymnasium as gym
 
 from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
 from sfvgen_planner.imagination.env import WorldModelEnv
@@ -21,3 +27,10 @@ __all__ = [
     "imagine_batch",
     "step_batch",
 ]
+
+if "sfvgen/Imagined-v0" not in gym.registry:
+    gym.register(
+        id="sfvgen/Imagined-v0",
+        entry_point="sfvgen_planner.imagination.registered:ImaginedEnv",
+        vector_entry_point="sfvgen_planner.imagination.registered:ImaginedVectorEnv",
+    )

@@ -27,7 +27,10 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         render_mode: ``"rgb_array"``; ``"human"``, which shows every frame in a window and needs
             pygame; or None.
         **kwargs: further arguments of :class:`WorldModelVectorEnv`, from ``instruction`` to
-            ``num_samples``.
+            ``memory``.
+
+    Attributes:
+        frame_skip: steps of the real environment that one imagined step stands for.
 
     Raises:
         SfvgenError: where an argument makes no sense, the model takes no actions, or pygame is
@@ -67,6 +70,7 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
             render_mode="rgb_array",
             **kwargs,
         )
+        self.frame_skip: int = world_model.config.frame_skip
         self.observation_space = self._world.single_observation_space
         self.action_space = self._world.single_action_space
         fps = self.metadata["render_fps"]
@@ -83,7 +87,11 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
 
         Returns:
             The start's last frame ``(H, W, 3)`` uint8, and infos.
+
+        Raises:
+            SfvgenError: where an option is given, or the start's frames do not fit the model.
         """
+        require(not options, f"imagined worlds know no options of reset, got {options}")
         super().reset(seed=None if seed is None else int(seed))
         self._world.np_random = (self.np_random,)
         observations, infos = self._world.reset()

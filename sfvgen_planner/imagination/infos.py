@@ -20,7 +20,12 @@ def env_info(infos: dict[str, Any], index: int) -> dict[str, Any]:
     A dict within may do without masks of its own, as that of Gymnasium's RecordEpisodeStatistics.
     """
     return {
-        key: env_info(values, index) if isinstance(values, dict) else values[index]
+        key: env_info(values, index) if isinstance(values, dict) else _plain(values[index])
         for key, values in infos.items()
         if not key.startswith("_") and (f"_{key}" not in infos or infos[f"_{key}"][index])
     }
+
+
+def _plain(value: Any) -> Any:
+    """Gymnasium makes an array of ``bool``, but a list of objects of ``np.bool_``."""
+    return bool(value) if isinstance(value, np.bool_) else value

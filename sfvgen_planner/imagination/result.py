@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sfvgen_planner.errors import require
+
 if TYPE_CHECKING:
     from sfvgen_planner.world_model import VideoWorldModel
 
@@ -57,6 +59,39 @@ class Imagination:
     def last_latents(self) -> torch.Tensor:
         """The latent of the last frame of every future ``(N, C, h, w)``."""
         return self.latents[:, :, -1]
+
+    def disagreement(self) -> np.ndarray:
+        """How far the samples of one future differ, frame by frame.
+
+        The larger it is, the less the model knows what comes next.
+
+        Returns:
+            ``(T,)`` float32, at least 0: the root mean square difference of the samples' latents,
+            which have about unit variance, from their mean.
+
+        Raises:
+            SfvgenError: where there are no several samples, or the futures are of different
+                actions.
+        """
+        require(len(self) > 1, "one future cannot disagree: imagine with num_samples of at least 2")
+        require(
+            self.actions is None or bool((self.actions == self.actions[:1]).all()),
+            "disagreement compares samples of one action sequence, not candidates",
+        )
+        return disagreement(self.latents[None])[0].cpu().numpy()
+
+
+def disagreement(samples: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference of samples from their mean.
+
+    Args:
+        samples: latents ``(N, S, C, T, h, w)``, S samples of each of N futures.
+
+    Returns:
+        ``(N, T)`` float32.
+    """
+    deviation = samples.float() - samples.float().mean(dim=1, keepdim=True)
+    return deviation.square().mean(dim=(1, 2, 4, 5)).sqrt()
 
 
 def decode_videos(world_model: VideoWorldModel, videos: Sequence[torch.Tensor]) -> list[np.ndarray]:

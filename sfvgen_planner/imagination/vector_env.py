@@ -15,13 +15,23 @@ from gymnasium.vector.utils import batch_space
 from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.infos import masked_info
+from sfvgen_planner.imagination.result import disagreement
 from sfvgen_planner.imagination.starts import Starts
 
 if TYPE_CHECKING:
+    from sfvgen_planner.memory import EpisodicMemory
     from sfvgen_planner.world_model import VideoWorldModel
     from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 DEFAULT_HORIZON = 32
+
+
+def check_memory(memory: EpisodicMemory, world_model: VideoWorldModel) -> None:
+    """Refuse the memory of another world model."""
+    require(
+        memory.world_model is world_model,
+        "the memory belongs to another world model: make it from the one that imagines",
+    )
 
 
 class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -39,9 +49,12 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     end cuts off what the environment may give later for an instruction that is over. Where the
     environment goes on after success, as Meta-World's do, so does imagination. Without a head or
     an instruction the reward is 0 and nothing terminates. An episode is truncated after ``horizon``
-    steps. Its instruction does not change.
+    steps, or as soon as the samples of a step disagree by more than ``max_disagreement``: such a
+    step is ``"untrusted"`` and no success. Its instruction does not change.
 
-    A memory that is attached to the model takes part, as in every call of the model.
+    With a memory, every world has its own slot of it: each chunk of ``num_future_frames`` steps
+    that a world has lived is learnt, and a new episode begins with an empty slot. Without one the
+    worlds are imagined from the context window alone, also where the model has a memory.
 
     Every environment has its own random numbers: what it imagines does not depend on how many
     others run beside it. Worlds with fewer than ``num_past_frames`` frames behind them take a
@@ -49,9 +62,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     of both kinds are present.
 
     The infos are ``"instruction"``; ``"success_probability"`` where there is a head and an
-    instruction; and ``"disagreement"`` after a step with ``num_samples > 1``: the root mean square
-    difference of the samples' latents, which have about unit variance, from their mean. The
-    larger it is, the less the model knows what comes next.
+    instruction; ``"disagreement"`` after a step with ``num_samples > 1``, see
+    :meth:`Imagination.disagreement`; and ``"untrusted"`` after a step with a ``max_disagreement``.
 
     Args:
         world_model: the model; it must take actions.
@@ -66,12 +78,16 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_threshold: probability in (0, 1] that counts as success.
         num_inference_steps: denoiser calls per step.
         num_samples: futures imagined per step and world; the first is followed.
+        max_disagreement: beyond which imagination is not trusted; needs ``num_samples > 1``. The
+            disagreement of steps that went well tells what is usual for a model.
+        memory: the fast weights, with ``num_memories`` equal to ``num_envs``.
         autoreset_mode: when an ended episode begins anew, see Gymnasium's ``AutoresetMode``.
             With ``DISABLED``, reset it by ``reset(options={"reset_mask": mask})``.
         render_mode: ``"rgb_array"`` or None.
 
     Raises:
-        SfvgenError: where an argument makes no sense or the model takes no actions.
+        SfvgenError: where an argument makes no sense, the model takes no actions, or the memory
+            belongs to another model or number of worlds.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env
@@ -95,6 +111,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         success_threshold: float = 0.9,
         num_inference_steps: int = 1,
         num_samples: int = 1,
+        max_disagreement: float | None = None,
+        memory: EpisodicMemory | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
@@ -109,6 +127,15 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             0 < success_threshold <= 1,
             f"success_threshold must be above 0 and at most 1, got {success_threshold}",
         )
+        if max_disagreement is not None:
+            require(
+                num_samples > 1,
+                "max_disagreement compares several samples: give num_samples of at least 2 too",
+            )
+            require(
+                max_disagreement > 0,
+                f"max_disagreement must be above 0, got {max_disagreement}",
+            )
         modes = self.metadata["render_modes"]
         require(
             render_mode in (None, *modes), f"render_mode must be one of {modes}, got {render_mode}"
@@ -120,6 +147,13 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         config = world_model.config
         require(len(config.action_low) > 0, "a world model without actions cannot be stepped")
+        if memory is not None:
+            check_memory(memory, world_model)
+            require(
+                memory.num_memories == num_envs,
+                f"{num_envs} imagined worlds need num_memories={num_envs}, one for each, "
+                f"got a memory of {memory.num_memories}",
+            )
         self.world_model = world_model
         self.starts = starts
         self.num_envs = num_envs
@@ -129,6 +163,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.success_threshold = success_threshold
         self.num_inference_steps = num_inference_steps
         self.num_samples = num_samples
+        self.max_disagreement = max_disagreement
+        self.memory = memory
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -142,7 +178,9 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._random = [seeding.np_random() for _ in range(num_envs)]
         self._noise = [torch.Generator() for _ in range(num_envs)]
         self._tokens: dict[str, torch.Tensor] = {}
-        self._past: torch.Tensor | None = None  # (N, C, f_p, h, w), the latest frames last
+        # (N, C, f, h, w), the latest frames last: the context, and the chunk for the memory.
+        self._past: torch.Tensor | None = None
+        self._actions = np.zeros((num_envs, config.num_future_frames, len(config.action_low)))
         self._num_past = np.zeros(num_envs, int)
         self._frames = np.zeros((num_envs, side, side, 3), np.uint8)
         self._instructions = np.full(num_envs, "", object)
@@ -185,13 +223,15 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             Observations ``(N, H, W, 3)`` uint8, and infos.
 
         Raises:
-            SfvgenError: where the seeds or the mask have the wrong shape, or the starts' frames
-                do not fit the model.
+            SfvgenError: where the seeds or the mask have the wrong shape, an option is unknown, or
+                the starts' frames do not fit the model.
         """
         seeds = [seed] * self.num_envs if seed is None else seed
         if isinstance(seeds, (int, np.integer)):
             seeds = range(int(seeds), int(seeds) + self.num_envs)
         require(len(seeds) == self.num_envs, f"{self.num_envs} environments got {len(seeds)} seeds")
+        unknown = set(options or {}) - {"reset_mask"}
+        require(not unknown, f"reset knows the option 'reset_mask' alone, got {sorted(unknown)}")
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         require(
             isinstance(mask, np.ndarray)
@@ -241,13 +281,16 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._begin(self._ended)
         previous = self._probability.copy()
         num_past = self.world_model.config.num_past_frames
-        full = self._num_past >= num_past
+        seen = num_past if self.memory is None else self.memory.num_past_frames
+        full = np.minimum(self._num_past, seen) >= num_past
         for mask, length in ((stepped & full, num_past), (stepped & ~full, 1)):
             if mask.any():
                 self._imagine(mask, length, checked)
+        self._remember(stepped, checked)
         sure = np.minimum(previous, self._probability) >= self.success_threshold
-        terminations = stepped & sure & self._success_ends()
-        truncations = stepped & (self._num_steps >= self.horizon)
+        untrusted = self._untrusted()
+        terminations = stepped & sure & ~untrusted & self._success_ends()
+        truncations = stepped & (untrusted | (self._num_steps >= self.horizon))
         rewards = np.where(stepped, self._reward, 0.0) + terminations
         self._ended = terminations | truncations
         infos: dict[str, Any] = {}
@@ -270,15 +313,26 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _begin(self, mask: np.ndarray) -> None:
         """Begin the episodes of some environments."""
         rows = np.flatnonzero(mask)
-        num_past = self.world_model.config.num_past_frames
+        config = self.world_model.config
+        num_past = config.num_past_frames
+        num_kept = num_past + (0 if self.memory is None else config.num_future_frames)
         starts = [self.starts(self._random[row][0]) for row in rows]
         pasts = [start.frames[-num_past:] for start in starts]
+        side = config.image_size
+        for height, width in {past.shape[1:3] for past in pasts}:
+            require(
+                height == width == side,
+                f"the starts' frames must be {side} x {side} pixels, as the world model's, "
+                f"got {height} x {width}",
+            )
         latents = self.world_model.encode(np.concatenate(pasts)[None])[0]
         if self._past is None:
             channels, _, height, width = latents.shape
-            self._past = latents.new_zeros(self.num_envs, channels, num_past, height, width)
+            self._past = latents.new_zeros(self.num_envs, channels, num_kept, height, width)
         lengths = [len(past) for past in pasts]
         for row, start, latent in zip(rows, starts, latents.split(lengths, dim=1), strict=True):
+            # The world stood still before an episode's first frame.
+            self._past[row] = latent[:, :1]
             self._past[row, :, -latent.shape[1] :] = latent
             self._frames[row] = start.frames[-1]
             given = self.instruction
@@ -287,6 +341,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._num_past[rows] = lengths
         self._num_steps[rows] = 0
         self._ended = self._ended & ~mask
+        if self.memory is not None:
+            self.memory.reset(rows.tolist())
         present = self._past[torch.from_numpy(rows), :, -1]
         self._judge(mask, present, present)
 
@@ -296,23 +352,44 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rows = np.flatnonzero(mask)
         past = self._past[torch.from_numpy(rows)]
         repeated = rows.repeat(self.num_samples)
-        output = self.world_model(
-            past[:, :, -length:].repeat_interleave(self.num_samples, dim=0),
-            actions=actions[torch.from_numpy(repeated), None],
-            num_frames=1,
-            num_inference_steps=self.num_inference_steps,
-            generator=[self._noise[row] for row in repeated],
-            output_type="latent",
-        )
+        model, memory = self.world_model, self.memory
+        with model.without_memory() if memory is None else memory.showing(rows.tolist()):
+            output = model(
+                past[:, :, -length:].repeat_interleave(self.num_samples, dim=0),
+                actions=actions[torch.from_numpy(repeated), None],
+                num_frames=1,
+                num_inference_steps=self.num_inference_steps,
+                generator=[self._noise[row] for row in repeated],
+                output_type="latent",
+            )
         samples = output.latents.unflatten(0, (len(rows), self.num_samples))
-        deviation = samples.float() - samples.float().mean(dim=1, keepdim=True)
-        self._disagreement[rows] = deviation.square().flatten(1).mean(dim=1).sqrt().cpu().numpy()
+        self._disagreement[rows] = disagreement(samples)[:, 0].cpu().numpy()
         followed = samples[:, 0].to(past.dtype)
         self._past[torch.from_numpy(rows)] = torch.cat([past[:, :, 1:], followed], dim=2)
         self._frames[rows] = self.world_model.decode(followed)[:, 0]
         self._num_past[rows] += 1
         self._num_steps[rows] += 1
         self._judge(mask, past[:, :, -1], followed[:, :, 0])
+
+    def _remember(self, stepped: np.ndarray, actions: torch.Tensor) -> None:
+        """Learn the chunks that are complete with this step, all in one batch."""
+        if self.memory is None:
+            return
+        assert self._past is not None
+        size = self.world_model.config.num_future_frames
+        rows = np.flatnonzero(stepped)
+        self._actions[rows, (self._num_steps[rows] - 1) % size] = actions.numpy()[rows]
+        complete = rows[self._num_steps[rows] % size == 0]
+        if len(complete):
+            lived = self._past[torch.from_numpy(complete)]
+            self.memory.write_batch(
+                lived[:, :, :-size],
+                lived[:, :, -size:],
+                self._instructions[complete].tolist(),
+                self._actions[complete],
+                complete.tolist(),
+                measure=False,
+            )
 
     def _judge(self, mask: np.ndarray, before: torch.Tensor, after: torch.Tensor) -> None:
         """Take down success and reward of n worlds, whose latents ``(n, C, h, w)`` were and are."""
@@ -338,13 +415,20 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         head = self.outcome_head
         return head is not None and bool(head.config.success_ends)
 
+    def _untrusted(self) -> np.ndarray:
+        """In which environments ``(N,)`` the samples of the last step disagree too much."""
+        limit = np.inf if self.max_disagreement is None else self.max_disagreement
+        return self._disagreement > limit
+
     def _infos(self, mask: np.ndarray, stepped: np.ndarray) -> dict[str, Any]:
         """Infos of some environments, of which some have made a step."""
         infos: dict[str, Any] = {}
+        compared = mask & stepped & (self.num_samples > 1)
         for key, values, where in (
             ("instruction", self._instructions, mask),
             ("success_probability", self._probability, mask & self._judged()),
-            ("disagreement", self._disagreement, mask & stepped & (self.num_samples > 1)),
+            ("disagreement", self._disagreement, compared),
+            ("untrusted", self._untrusted(), compared & (self.max_disagreement is not None)),
         ):
             if where.any():
                 infos[key], infos[f"_{key}"] = masked_info(values, where), where.copy()

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
 
-from sfvgen_planner.data.camera import camera_frame
+from sfvgen_planner.data.camera import camera_frame, check_camera
 from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.result import Imagination
+from sfvgen_planner.imagination.vector_env import check_memory
 
 if TYPE_CHECKING:
     from sfvgen_planner.memory import (
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 """What ``gymnasium.Env.step`` returns."""
+
+MAX_WINDOWS = 8
+"""Windows of the world model that may be imagined ahead, unless told otherwise."""
 
 
 class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -56,6 +61,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         memory_index: which of the memory's ``num_memories`` is this env's own. Envs that share a
             world model and a memory are stepped together by :func:`step_batch` and imagine
             together by :func:`imagine_batch`.
+        max_frames: how far ahead it may imagine, because a model that feeds on its own output
+            drifts; by default eight windows of ``num_past_frames + num_future_frames``.
 
     Raises:
         SfvgenError: where the env's actions, camera or time step do not fit the world model, the
@@ -77,6 +84,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         memory: EpisodicMemory | None = None,
         bank: MemoryBank | None = None,
         memory_index: int = 0,
+        max_frames: int | None = None,
     ) -> None:
         # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
@@ -86,23 +94,27 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             memory=memory,
             bank=bank,
             memory_index=memory_index,
+            max_frames=max_frames,
         )
         gym.Wrapper.__init__(self, env)
         if bank is not None and memory is None:
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
         if bank is not None:
             bank.check_model()
-        require(
-            memory is None or memory.world_model is world_model,
-            "the memory belongs to another world model: make it from the one that imagines",
-        )
+        if memory is not None:
+            check_memory(memory, world_model)
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
+        check_camera(env)
+        if max_frames is None:
+            max_frames = MAX_WINDOWS * (config.num_past_frames + config.num_future_frames)
+        require(max_frames >= 1, f"max_frames must be at least 1, got {max_frames}")
         self.world_model = world_model
         self.memory = memory
         self.bank = bank
         self.memory_index = memory_index
+        self.max_frames = max_frames
         self.memory_writes: list[MemoryWrite] = []
         self.recalled: NearestMemory | None = None
         self.num_steps = 0
@@ -177,7 +189,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             num_samples: futures with different noise; only for one or no action sequence, because
                 candidates share their noise, so that their costs differ by their actions alone.
             num_frames: frames to imagine, as many as there are actions, or else a chunk, by
-                default. Any length works: the model goes on from its own output.
+                default. Beyond a chunk, up to ``max_frames``, the model feeds on its own output.
             num_inference_steps: denoiser calls per chunk.
             guidance_scale: above 1, the future follows the instruction more closely, at twice the
                 denoiser calls.
@@ -187,7 +199,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             The futures: N = number of candidates, or ``num_samples``.
 
         Raises:
-            SfvgenError: before :meth:`reset`, or where the arguments do not fit the model.
+            SfvgenError: before :meth:`reset`, beyond ``max_frames``, or where the arguments do not
+                fit the model.
         """
         return imagine_batch(
             [self],
@@ -310,7 +323,8 @@ def imagine_batch(
 
     Raises:
         SfvgenError: where the envs do not share their world model and memory, before a ``reset``,
-            or where the arguments do not fit the model or each other.
+            beyond the ``max_frames`` of one of them, or where the arguments do not fit the model or
+            each other.
     """
     model, memory = _shared(imaginations)
     count = len(imaginations)
@@ -325,6 +339,13 @@ def imagine_batch(
     candidates = [_candidates(own, num_samples) for own in given]
     shapes = {None if own is None else tuple(own.shape) for own in candidates}
     require(len(shapes) == 1, f"all envs need as many actions, as long; got the shapes {shapes}")
+    length = num_frames or (0 if candidates[0] is None else candidates[0].shape[1])
+    limit = min(own.max_frames for own in imaginations)
+    require(
+        length <= limit,
+        f"{length} frames are further ahead than the {limit} that imagination is trusted for: plan "
+        f"a shorter horizon, or make ImaginationWrapper(..., max_frames={length})",
+    )
     share = num_samples if candidates[0] is None else len(candidates[0])
     pasts = _encoded_pasts(imaginations)
     # The model takes contexts of full length or of one frame.
@@ -457,7 +478,8 @@ def check_action_space(space: gym.Space[Any], low: list[float], high: list[float
 
 def check_frame_skip(env: gym.Env[Any, Any], frame_skip: int) -> None:
     """Refuse an env whose steps last longer or shorter than the frames of a model."""
-    found = 1
+    # Others' attributes of this name, as MuJoCo's, count what happens within a step.
+    found = env.unwrapped.frame_skip if isinstance(env.unwrapped, WorldModelEnv) else 1
     layer: gym.Env[Any, Any] = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, FrameSkip):

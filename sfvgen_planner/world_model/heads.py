@@ -41,7 +41,17 @@ def load_heads(folder: Path) -> Heads:
         inverse = InverseDynamics.from_pretrained(
             folder / INVERSE_DYNAMICS_FOLDER, use_safetensors=True
         )
-        head = None
-        if (folder / OUTCOME_HEAD_FOLDER).is_dir():
-            head = OutcomeHead.from_pretrained(folder / OUTCOME_HEAD_FOLDER, use_safetensors=True)
-    return Heads(inverse.float(), None if head is None else head.float())
+    return Heads(inverse.float(), load_outcome_head(folder))
+
+
+def load_outcome_head(folder: Path) -> OutcomeHead | None:
+    """The outcome head of a checkpoint folder in single precision, None where it has none.
+
+    Raises:
+        SfvgenError: A file is broken.
+    """
+    if not (folder / OUTCOME_HEAD_FOLDER).is_dir():
+        return None
+    with loading_errors(folder):
+        head = OutcomeHead.from_pretrained(folder / OUTCOME_HEAD_FOLDER, use_safetensors=True)
+    return head.float()

@@ -96,3 +96,10 @@ def test_an_ended_episode_must_be_reset():
         env.step(action)
     env.reset()
     assert not env.step(action)[3]
+
+
+def test_unknown_options_are_refused():
+    env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()))
+    env.reset(options={})
+    with pytest.raises(SfvgenError, match=r"know no options of reset, got {'nonsense': 1}"):
+        env.reset(options={"nonsense": 1})

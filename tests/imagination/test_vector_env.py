@@ -56,13 +56,15 @@ def same_infos(found, expected):
             np.testing.assert_allclose(found[key], values, atol=1e-5)
 
 
+@pytest.mark.parametrize("max_disagreement", [None, 0.04])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_behaves_as_gymnasiums_vector_of_single_envs(mode):
+def test_behaves_as_gymnasiums_vector_of_single_envs(mode, max_disagreement):
     options = {
         "horizon": 5,
         "outcome_head": PointMassOutcomeHead(),
         "success_threshold": sigmoid(0.6),
         "num_samples": 2,
+        "max_disagreement": max_disagreement,
     }
     envs = point_mass(4, autoreset_mode=mode, **options)
     model = PointMassWorldModel(0.03)
@@ -264,6 +266,38 @@ def test_gymnasiums_vector_wrappers_fit():
     assert infos["episode"]["l"].tolist() == [3, 3]
 
 
+def test_an_episode_ends_where_imagination_is_not_to_be_trusted():
+    options = {"num_samples": 8, "horizon": 6, "autoreset_mode": AutoresetMode.SAME_STEP}
+    envs = point_mass(3, at_centre, noise=0.02, max_disagreement=0.036, **options)
+    envs.reset(seed=0)
+    lived, kinds = np.zeros(3, int), set()
+    for _ in range(20):
+        _, _, terminations, truncations, infos = envs.step(np.zeros((3, 2), np.float32))
+        assert not terminations.any()
+        lived += 1
+        for row, ended in enumerate(truncations.tolist()):
+            told = infos["final_info"] if ended else infos
+            untrusted = told["disagreement"][row] > 0.036
+            assert told["untrusted"][row] == untrusted
+            assert ended == (untrusted or lived[row] == 6)
+            kinds.add((ended, bool(untrusted)))
+        lived[truncations] = 0
+    assert kinds == {(False, False), (True, False), (True, True)}
+
+
+def test_what_is_not_trusted_is_no_success():
+    options = {"noise": 1e-3, "num_samples": 4, "outcome_head": PointMassOutcomeHead()}
+    for limit, ends in ((1.0, [True, False]), (1e-6, [False, True])):
+        envs = point_mass(
+            1, at_centre, success_threshold=sigmoid(0.3), max_disagreement=limit, **options
+        )
+        envs.reset(seed=0)
+        _, rewards, terminations, truncations, infos = envs.step(np.array([[1, 0]], np.float32))
+        assert [terminations[0], truncations[0]] == ends
+        assert rewards == pytest.approx(0.5 + ends[0], abs=0.05)
+        assert infos["untrusted"].tolist() == [ends[1]]
+
+
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
@@ -293,6 +327,7 @@ def test_stepping_needs_a_reset():
         ({"options": {"reset_mask": np.array([True, False])}}, "first reset"),
         ({"options": {"reset_mask": np.array([1, 0])}}, "reset_mask"),
         ({"options": {"reset_mask": np.zeros(2, bool)}}, "reset_mask"),
+        ({"options": {"nonsense": 1}}, r"'reset_mask' alone, got \['nonsense'\]"),
     ],
 )
 def test_bad_resets_are_refused(arguments, message):
@@ -307,6 +342,8 @@ def test_bad_resets_are_refused(arguments, message):
         ({"horizon": 0}, "horizon"),
         ({"num_samples": 0}, "num_samples"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"max_disagreement": 0.1}, "num_samples of at least 2"),
+        ({"max_disagreement": 0, "num_samples": 2}, "max_disagreement must be above 0"),
         ({"success_threshold": 0}, "success_threshold"),
         ({"render_mode": "human"}, "render_mode"),
         ({"autoreset_mode": "Never"}, "autoreset_mode must be one of .*'SameStep'"),
@@ -339,3 +376,11 @@ def test_seeds_may_be_an_array():
     envs, others = point_mass(2), point_mass(2)
     found, _ = envs.reset(seed=np.array([3, 8]))
     assert np.array_equal(found, others.reset(seed=[3, 8])[0])
+
+
+@pytest.mark.parametrize("sides", [(48, 32), (48, 48)])
+def test_starts_of_another_size_are_refused(sides):
+    sizes = iter(sides)
+    envs = point_mass(2, lambda rng: Start(np.zeros((1, 32, next(sizes), 3), np.uint8)))
+    with pytest.raises(SfvgenError, match=r"must be 32 x 32 pixels, .* got 32 x 48"):
+        envs.reset()

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from sfvgen_planner.data import FrameSkip
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import ImaginationWrapper
+from sfvgen_planner.imagination import (
+    EnvStarts,
+    ImaginationWrapper,
+    WorldModelEnv,
+    imagine_batch,
+)
 from tests.point_mass import (
     SIZE,
     SPEED,
@@ -178,10 +184,36 @@ def test_misfitting_action_spaces_are_refused(space, message):
         ImaginationWrapper(Misfit(space), PointMassWorldModel())
 
 
-def test_an_env_without_a_camera_is_refused():
-    env = ImaginationWrapper(PointMassEnv(render_mode=None), PointMassWorldModel())
-    with pytest.raises(SfvgenError, match="rgb_array"):
-        env.reset(seed=0)
+PICTURE = gym.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+POSITION = gym.spaces.Box(0, 1, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("space", "render_mode", "message"),
+    [
+        (POSITION, None, "its observations are no RGB pictures.*render_mode='rgb_array' .* None"),
+        (POSITION, "human", "instead of 'human'"),
+        (gym.spaces.Dict({"position": POSITION}), None, "its observations are no RGB"),
+        (gym.spaces.Dict({"image": POSITION}), "rgb_array", "the entry 'image' .* no RGB pictures"),
+        (gym.spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8), None, "no RGB pictures"),
+        (gym.spaces.Box(0, 1, (SIZE, SIZE, 3)), None, "no RGB pictures"),
+    ],
+)
+def test_an_env_without_a_camera_is_refused_at_once(space, render_mode, message):
+    env = PointMassEnv(render_mode)
+    env.observation_space = space
+    with pytest.raises(SfvgenError, match=message):
+        ImaginationWrapper(env, PointMassWorldModel())
+
+
+@pytest.mark.parametrize(
+    ("space", "render_mode"),
+    [(PICTURE, None), (gym.spaces.Dict({"image": PICTURE}), None), (POSITION, "rgb_array")],
+)
+def test_any_kind_of_camera_will_do(space, render_mode):
+    env = PointMassEnv(render_mode)
+    env.observation_space = space
+    ImaginationWrapper(env, PointMassWorldModel())
 
 
 def test_the_memory_of_another_model_is_refused():
@@ -196,3 +228,57 @@ def test_frame_skip_must_match_the_models():
     model.config.frame_skip = 2
     with pytest.raises(SfvgenError, match="FrameSkip"):
         ImaginationWrapper(PointMassEnv(), model)
+
+
+def test_an_imagined_step_is_as_long_as_its_models_frame():
+    model = PointMassWorldModel()
+    model.config.frame_skip = 5
+    env = ImaginationWrapper(WorldModelEnv(model, EnvStarts(PointMassEnv())), model)
+    env.reset(seed=0)
+    assert env.imagine(num_frames=2).num_frames == 2
+    with pytest.raises(SfvgenError, match="one step of this env makes 10"):
+        ImaginationWrapper(FrameSkip(env.env, 2), model)
+    with pytest.raises(SfvgenError, match="one step of this env makes 5"):
+        ImaginationWrapper(env.env, PointMassWorldModel())
+
+
+@pytest.mark.parametrize(("max_frames", "limit"), [(None, 8 * (4 + 8)), (10, 10)])
+def test_a_horizon_beyond_what_is_trusted_is_refused_before_any_work(max_frames, limit):
+    model = PointMassWorldModel()
+    env = ImaginationWrapper(PointMassEnv(), model, max_frames=max_frames)
+    env.reset(seed=0)
+    for arguments in (
+        {"num_frames": limit + 1},
+        {"actions": np.zeros((limit + 1, 2))},
+        {"actions": np.zeros((3, limit + 1, 2))},
+    ):
+        wanted = f"{limit + 1} frames .* the {limit} .*max_frames={limit + 1}"
+        with pytest.raises(SfvgenError, match=wanted):
+            env.imagine(**arguments)
+    assert model.batch_sizes == []
+    assert model.num_encoded == 0
+    assert env.imagine(num_frames=limit).num_frames == limit
+    bolder = ImaginationWrapper(PointMassEnv(), model, max_frames=limit + 1)
+    bolder.reset(seed=0)
+    assert bolder.imagine(num_frames=limit + 1).num_frames == limit + 1
+    # Together they imagine no further than the most careful one.
+    with pytest.raises(SfvgenError, match=f"the {limit} "):
+        imagine_batch([bolder, env], num_frames=limit + 1)
+    with pytest.raises(SfvgenError, match="max_frames must be at least 1"):
+        ImaginationWrapper(PointMassEnv(), model, max_frames=0)
+
+
+def test_samples_disagree_by_what_the_model_does_not_know():
+    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.02))
+    env.reset(seed=0)
+    actions = np.zeros((6, 2), np.float32)
+    future = env.imagine(actions, num_samples=16)
+    found = future.disagreement()
+    # The latents are the pictures.
+    expected = (future.frames / 255).std(axis=0).reshape(6, -1)
+    assert found == pytest.approx(np.sqrt((expected**2).mean(axis=1)), abs=2e-3)
+    assert found[-1] > found[0] > 0
+    with pytest.raises(SfvgenError, match="num_samples of at least 2"):
+        env.imagine(actions).disagreement()
+    with pytest.raises(SfvgenError, match="not candidates"):
+        env.imagine(np.stack([actions, actions + 1])).disagreement()

@@ -1,0 +1,132 @@
+"""Imagined worlds for ``gymnasium.make`` and ``make_vec``, made of names and numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from sfvgen_planner.data.environment import make_env
+from sfvgen_planner.data.store import EpisodeStore
+from sfvgen_planner.errors import require
+from sfvgen_planner.imagination.env import WorldModelEnv
+from sfvgen_planner.imagination.starts import EnvStarts, Starts, StoreStarts
+from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
+from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
+from sfvgen_planner.world_model.heads import load_outcome_head
+
+# Worlds that are made one by one, as by SB3's make_vec_env, share their model while it is in use.
+_loaded: WeakValueDictionary[tuple[Path, str], VideoWorldModel] = WeakValueDictionary()
+
+
+class ImaginedEnv(WorldModelEnv):
+    """``sfvgen/Imagined-v0``: one world of a checkpoint, judged by its outcome head if it has one.
+
+    Args:
+        model: name of a shipped model, or a checkpoint folder.
+        env_id: Gymnasium id of the environment whose first frames episodes begin with; by default
+            the one that the model was trained on.
+        env_kwargs: arguments of that environment.
+        start_data: an episode store to begin in the midst of instead, without any environment.
+        device: that the model runs on.
+        render_mode: see :class:`WorldModelEnv`.
+        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``.
+
+    Raises:
+        SfvgenError: where the model, the environment or the store is missing, or an argument makes
+            no sense.
+
+    Example:
+        >>> import gymnasium
+        >>> env = gymnasium.make("sfvgen_planner.imagination:sfvgen/Imagined-v0", horizon=16)
+    """
+
+    def __init__(
+        self,
+        model: str = "tabletop",
+        env_id: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        start_data: str | None = None,
+        device: str = "cpu",
+        render_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        world_model = _shared_model(model, device)
+        self._starts = _starts(world_model, env_id, env_kwargs, start_data)
+        head = load_outcome_head(shipped_folder(model))
+        super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
+
+    def close(self) -> None:
+        """Close the window and the environment that the starts came from."""
+        super().close()
+        _close(self._starts)
+
+
+class ImaginedVectorEnv(WorldModelVectorEnv):
+    """``sfvgen/Imagined-v0`` for ``make_vec``: many worlds in one batch.
+
+    Args:
+        num_envs: number of worlds.
+        model: this and what follows as for :class:`ImaginedEnv`.
+        env_id: likewise.
+        env_kwargs: likewise.
+        start_data: likewise.
+        device: likewise.
+        **kwargs: further arguments of :class:`WorldModelVectorEnv`.
+
+    Raises:
+        SfvgenError: as :class:`ImaginedEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        model: str = "tabletop",
+        env_id: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        start_data: str | None = None,
+        device: str = "cpu",
+        **kwargs: Any,
+    ) -> None:
+        world_model = _shared_model(model, device)
+        starts = _starts(world_model, env_id, env_kwargs, start_data)
+        head = load_outcome_head(shipped_folder(model))
+        super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environment that the starts came from."""
+        _close(self.starts)
+
+
+def _shared_model(name_or_path: str, device: str) -> VideoWorldModel:
+    key = shipped_folder(name_or_path).resolve(), device
+    model = _loaded.get(key)
+    if model is None:
+        model = _loaded[key] = load_world_model(name_or_path).to(device)
+    return model
+
+
+def _starts(
+    model: VideoWorldModel,
+    env_id: str | None,
+    env_kwargs: Mapping[str, Any] | None,
+    start_data: str | None,
+) -> Starts:
+    if start_data is not None:
+        require(
+            env_id is None and not env_kwargs,
+            "imagined episodes begin in start_data or in an environment: give one of the two",
+        )
+        return StoreStarts(EpisodeStore.open(start_data), model.config.num_past_frames)
+    env_id = env_id or model.config.env_id
+    require(
+        bool(env_id),
+        "the world model does not tell what it was trained on: give env_id or start_data",
+    )
+    return EnvStarts(make_env(env_id, env_kwargs), model.config.image_size)
+
+
+def _close(starts: Starts) -> None:
+    if isinstance(starts, EnvStarts):
+        starts.env.close()
