@@ -19,6 +19,7 @@ COMMANDS = (
     "convert",
     "train",
     "loop",
+    "online",
     "demo",
     "evaluate",
     "doctor",

@@ -22,12 +22,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=run, resumes=True)
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, example: str) -> None:
+def add_recipe_arguments(
+    parser: argparse.ArgumentParser,
+    example: str,
+    out: str = "checkpoints; the model goes to DIR/model",
+    has_data: bool = True,
+) -> None:
     """Add what all commands that train from a recipe are given: recipe, changes, data, output.
 
     Args:
         parser: Of one command.
         example: Changes that make sense for the command's recipes.
+        out: What the output folder will hold.
+        has_data: Whether the episodes are there already.
     """
     parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
     parser.add_argument(
@@ -37,10 +44,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, example: str) -> None:
         metavar="KEY=VALUE",
         help=f"values to use instead of the recipe's, such as {example}",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="store of `sfvgen collect`")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="checkpoints; the model goes to DIR/model"
-    )
+    if has_data:
+        parser.add_argument(
+            "--data", required=True, metavar="DIR", help="store of `sfvgen collect`"
+        )
+    parser.add_argument("--out", required=True, metavar="DIR", help=out)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -65,6 +65,7 @@ def collect_recipe(
     out: str | os.PathLike[str],
     num_workers: int = 1,
     progress: bool = True,
+    player: EpisodePlayer | None = None,
 ) -> EpisodeStore:
     """Collect the episodes of a recipe that `out` does not hold yet.
 
@@ -78,6 +79,8 @@ def collect_recipe(
         num_workers: Number of processes. With more than one, a script needs the usual
             `if __name__ == "__main__":`.
         progress: Whether to show a progress bar.
+        player: Plays the episodes in the recipe's environment; closed at the end. By default one
+            that does nothing but play.
 
     Returns:
         The store, open for reading.
@@ -92,7 +95,7 @@ def collect_recipe(
     exists = out.is_dir() and any(out.iterdir())
     if not exists:
         require_free_folder(out)
-    player = EpisodePlayer(recipe.env_id, recipe.frame_skip, recipe.image_size)
+    player = player or EpisodePlayer(recipe.env_id, recipe.frame_skip, recipe.image_size)
     try:
         spec = _probe(recipe, player)
         with (

@@ -38,13 +38,21 @@ class EpisodePlayer:
         """
         if self._env is None or self._policy is None or source != self._source:
             self.close()
-            self._env = make_env(self.env_id, source.env_kwargs, self.frame_skip)
+            self._env = self.make_env(source)
             try:
-                self._policy = make_policy(source.policy, self._env, **source.policy_kwargs)
+                self._policy = self.make_policy(source, self._env)
             except (ValueError, TypeError) as error:
                 raise SfvgenError(f"cannot make the policy {source.policy!r}: {error}") from error
             self._source = source
         return self._env, self._policy
+
+    def make_env(self, source: EpisodeSource) -> Environment:
+        """Make the environment of a source; `prepare` keeps it."""
+        return make_env(self.env_id, source.env_kwargs, self.frame_skip)
+
+    def make_policy(self, source: EpisodeSource, env: Environment) -> Policy:
+        """Make the policy of a source; a ValueError or TypeError says why it cannot be."""
+        return make_policy(source.policy, env, **source.policy_kwargs)
 
     def play(self, task: EpisodeTask) -> Episode:
         """Play one episode."""

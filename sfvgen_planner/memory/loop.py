@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
@@ -32,7 +32,9 @@ from sfvgen_planner.world_model.training import (
 )
 
 
-def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -> Path:
+def slow_fast_loop(
+    recipe: LoopRecipe, data: Path, out: Path, init_from: Path, known_episodes: int = 0
+) -> Path:
     """Run the recipe's stages one after another; resume whatever `out` holds already.
 
     Args:
@@ -41,6 +43,8 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
         init_from: The checkpoint folder that slow learning ended in. One that has been through a
             loop with such a memory goes on from there (`MemoryConfig.can_continue`).
+        known_episodes: The store's first episodes, which `init_from` has learnt from before; its
+            `data_steps` count them already.
 
     Returns:
         The finished checkpoint folder, with the trained adapters in `memory` if there are any.
@@ -61,7 +65,7 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         "with DDP, or leave them out",
     )
     model = models.world_model.to(accelerator.device)
-    count_data(model, store)
+    count_data(model, store, known_episodes)
     table = FrameTable.from_store(store, accelerator.device)
     held_out = None
     if recipe.eval_every:
@@ -138,16 +142,30 @@ def _attach(
 ) -> Adapters:
     """Fresh adapters, or those that an earlier loop has trained."""
     adapters = Adapters(model, wanted, recipe.seed)
-    folder = init_from / MEMORY_FOLDER
-    if folder.is_dir():
-        tensors, config, _ = read_adapter(folder)
-        if not wanted.can_continue(config):
-            raise SfvgenError(
-                f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
-                "them alike, or delete that folder to start afresh"
-            )
+    tensors = earlier_adapters(recipe, wanted, init_from)
+    if tensors is not None:
         adapters.load_smaller(tensors)
     return adapters
+
+
+def earlier_adapters(
+    recipe: LoopRecipe, wanted: MemoryConfig, init_from: Path
+) -> dict[str, Tensor] | None:
+    """The adapters' tensors that an earlier loop has trained; None where there was none.
+
+    Raises:
+        SfvgenError: They are unreadable, or those of another memory than the recipe's.
+    """
+    folder = init_from / MEMORY_FOLDER
+    if not folder.is_dir():
+        return None
+    tensors, config, _ = read_adapter(folder)
+    if not wanted.can_continue(config):
+        raise SfvgenError(
+            f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
+            "them alike, or delete that folder to start afresh"
+        )
+    return tensors
 
 
 def loop_metrics(objective: SlowFastObjective, batches: LoopBatches) -> Callable[[int], Metrics]:

@@ -251,11 +251,17 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
         )
 
 
-def count_data(model: VideoWorldModel, store: EpisodeStore) -> None:
-    """Add a store's steps to those that a model was trained on, where these are known."""
+def count_data(model: VideoWorldModel, store: EpisodeStore, known_episodes: int = 0) -> None:
+    """Add a store's steps to those that a model was trained on, where these are known.
+
+    Args:
+        model: Counts them in its `data_steps`.
+        store: Holds them.
+        known_episodes: The store's first episodes, which the model has counted before.
+    """
     known: int | None = model.config.data_steps
     if known is not None:
-        model.register_to_config(data_steps=known + sum(store.num_steps))
+        model.register_to_config(data_steps=known + sum(store.num_steps[known_episodes:]))
 
 
 def success_ends(store: EpisodeStore) -> bool:
