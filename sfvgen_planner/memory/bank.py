@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, write_json
-from sfvgen_planner.memory.adapter import slow_weights
 from sfvgen_planner.memory.bank_episode import (
     BankEpisode,
     EpisodeWriter,
     folder_bytes,
 )
+from sfvgen_planner.memory.fingerprint import fingerprint
 from sfvgen_planner.world_model import VideoWorldModel
 
 logger = logging.getLogger(__name__)
@@ -356,20 +355,3 @@ class MemoryBank:
         # Gone at once: a process that is killed here leaves no half of an episode.
         aside = folder.replace(folder.with_name(_DROPPED_PREFIX + folder.name))
         shutil.rmtree(aside)
-
-
-def fingerprint(world_model: VideoWorldModel) -> str:
-    """A checksum of the weights that a memory depends on, whatever is written in one.
-
-    Returns:
-        SHA-256, in hexadecimal, of the autoencoder's and the denoiser's own weights and of those of
-        an attached memory's adapters that all memories share.
-    """
-    digest = hashlib.sha256()
-    for part in (world_model.vae, world_model.unet):
-        weights = slow_weights(part)
-        for name in sorted(weights):
-            tensor = weights[name].detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

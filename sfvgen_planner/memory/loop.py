@@ -140,13 +140,14 @@ def _attach(
     adapters = Adapters(model, wanted, recipe.seed)
     folder = init_from / MEMORY_FOLDER
     if folder.is_dir():
-        tensors, config, _ = read_adapter(folder)
-        if not wanted.can_continue(config):
+        saved = read_adapter(folder)
+        saved.require_fits(model.unet)
+        if not wanted.can_continue(saved.config):
             raise SfvgenError(
                 f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
                 "them alike, or delete that folder to start afresh"
             )
-        adapters.load_smaller(tensors)
+        adapters.load_smaller(saved.tensors)
     return adapters
 
 

@@ -68,7 +68,7 @@ def tensors(checkpoint):
 
 def test_the_loop_ends_in_a_checkpoint_whose_memory_is_ours(folder, looped):
     model = load_world_model(looped)
-    memory = EpisodicMemory.from_pretrained(model, looped)
+    memory = EpisodicMemory.from_pretrained(model)
     assert memory.config == LoopRecipe.load(folder / "recipe.yaml").memory_config
     assert any(value.any() for name, value in memory.state().items() if ".lora_B." in name)
     for stage in (0, 1):
