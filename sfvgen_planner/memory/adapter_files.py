@@ -14,10 +14,9 @@ from sfvgen_planner.files import replacing, write_json, writing_errors
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fingerprint import slow_fingerprint
+from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.shipped import shipped_folder
 
-MEMORY_FOLDER = "memory"
-"""Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
 COUNTER = "num_writes"
 """Name of the number of chunks that a memory has written."""
 _SLOW_WEIGHTS = "slow_weights"

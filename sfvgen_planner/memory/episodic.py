@@ -17,7 +17,6 @@ from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
 from sfvgen_planner.memory.adapter_files import (
     COUNTER,
-    MEMORY_FOLDER,
     read_adapter,
     trained_adapter,
     write_adapter,
@@ -25,6 +24,7 @@ from sfvgen_planner.memory.adapter_files import (
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.cuda_graphs import MAX_GRAPHS, CapturedFunction, module_state
 from sfvgen_planner.world_model.kernels import trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps

@@ -10,13 +10,14 @@ from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.memory.adapter import Adapters
-from sfvgen_planner.memory.adapter_files import MEMORY_FOLDER, read_adapter, write_adapter
+from sfvgen_planner.memory.adapter_files import read_adapter, write_adapter
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.context_learning import ContextBatches, ContextObjective
 from sfvgen_planner.memory.contexts import CONTEXTS
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
 from sfvgen_planner.world_model.sharding import is_sharding

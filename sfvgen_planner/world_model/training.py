@@ -1,5 +1,6 @@
 """The training stages of a recipe, and the checkpoint folder they end in."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sfvgen_planner.world_model.autoencoder import (
 )
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
+    MEMORY_FOLDER,
     OUTCOME_HEAD_FOLDER,
     forget_origin,
     write_manifest,
@@ -56,6 +58,8 @@ from sfvgen_planner.world_model.slow_learning import (
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 
+logger = logging.getLogger(__name__)
+
 STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, OUTCOME_HEAD_FOLDER)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
 FINAL_FOLDER = "model"
@@ -85,8 +89,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         recipe: Sizes and optimisation of each stage.
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
-        init_from: A checkpoint folder to go on from; its sizes count, not the recipe's. A recipe
-            without it must have all stages but the outcome head.
+        init_from: A checkpoint folder to go on from; its sizes count, not the recipe's, and its
+            memory is kept where no stage trains what the memory was trained with. A recipe without
+            it must have all stages but the outcome head.
 
     Returns:
         The finished checkpoint folder.
@@ -104,6 +109,15 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         check_model(models.world_model, store)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
+    memory = None if init_from is None else init_from / MEMORY_FOLDER
+    if memory is not None and not (memory.is_dir() and _keeps_memory(recipe)):
+        if memory.is_dir() and accelerator.is_main_process:
+            logger.warning(
+                "the memory in %s does not fit the weights that this recipe trains and is left "
+                "out of the new checkpoint; train another with `sfvgen loop`",
+                memory,
+            )
+        memory = None
     table = FrameTable.from_store(store, accelerator.device)
     if recipe.outcome_head is not None:
         check_outcomes(table)
@@ -190,9 +204,24 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
         with writing_errors(final):
-            save_checkpoint(models, final)
+            save_checkpoint(models, final, None if memory is None else _copied(memory))
     accelerator.wait_for_everyone()
     return final
+
+
+def _keeps_memory(recipe: Recipe) -> bool:
+    """Whether the recipe leaves all weights alone that a memory is written and read with."""
+    autoencoder = recipe.autoencoder
+    return recipe.world_model is None and (autoencoder is None or autoencoder.decoder_only)
+
+
+def _copied(memory: Path) -> Callable[[Path], None]:
+    """A function that puts a copy of a memory's folder into a checkpoint."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(memory, folder / MEMORY_FOLDER)
+
+    return copy
 
 
 def _when_needed(make: Callable[[], DrawBatch]) -> DrawBatch:

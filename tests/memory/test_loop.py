@@ -144,6 +144,35 @@ def test_a_model_can_be_trained_for_another_context_instead(folder, looped):
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
 
 
+@pytest.mark.parametrize(
+    ("stage", "is_kept"),
+    [
+        ("autoencoder: {decoder_only: true, OPTIMISATION}", True),
+        ("inverse_dynamics: {OPTIMISATION}", True),
+        ("autoencoder: {OPTIMISATION}", False),
+        ("world_model: {OPTIMISATION}", False),
+    ],
+)
+def test_a_stage_keeps_the_memory_of_weights_that_it_leaves_alone(
+    folder, looped, tmp_path, caplog, stage, is_kept
+):
+    settings = "optimisation: {steps: 1, batch_size: 2, learning_rate: 1.0e-2}"
+    data = RECIPE[RECIPE.index("data:") : RECIPE.index("memory:")]
+    recipe = f"name: tiny\nmixed_precision: 'no'\n{data}{stage}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("OPTIMISATION", settings))
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{folder}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from", str(looped)]
+    assert main(["train", *arguments]) == 0
+    final = tmp_path / "run/model"
+    assert (final / "memory").exists() == is_kept
+    assert ("does not fit the weights" in caplog.text) != is_kept
+    if is_kept:
+        before, after = tensors(looped), tensors(final)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        manifest = json.loads((final / "manifest.json").read_text())["files"]
+        assert "memory/adapter_model.safetensors" in manifest
+
+
 def test_stored_memories_are_refused_under_fsdp(folder, tiny_checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("sfvgen_planner.memory.loop.is_sharding", lambda accelerator: True)
     stored = RECIPE.replace("second_order: true", "stored_batches: 2")
