@@ -53,6 +53,7 @@ from sfvgen_planner.world_model.recipe import (
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
+    prediction_of,
     slow_batches,
 )
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
@@ -89,24 +90,27 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         recipe: Sizes and optimisation of each stage.
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
-        init_from: A checkpoint folder to go on from; its sizes count, not the recipe's, and its
-            memory is kept where no stage trains what the memory was trained with. A recipe without
-            it must have all stages but the outcome head.
+        init_from: A checkpoint folder to go on from; its sizes, its window and what it predicts
+            count, not the recipe's, and its memory is kept where no stage trains what the memory
+            was trained with. A recipe without it must have all stages but the outcome head.
 
     Returns:
         The finished checkpoint folder.
 
     Raises:
-        SfvgenError: The store is empty or does not fit the model, a stage is missing, or `out`
-            can't be written or holds another run.
+        SfvgenError: The store is empty or does not fit the model, a stage is missing or asks for
+            another window or prediction than the checkpoint's, or `out` can't be written or holds
+            another run.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)
     models = None if init_from is None else load_models(init_from)
+    slow = recipe.world_model
     if models is None:
         _check_recipe(recipe, store)
     else:
         check_model(models.world_model, store)
+        slow = None if slow is None else _going_on(slow, models.world_model)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     memory = None if init_from is None else init_from / MEMORY_FOLDER
@@ -126,9 +130,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     count_data(model, store)
 
     held_out = None
-    if recipe.world_model is not None and recipe.world_model.eval_every:
+    if slow is not None and slow.eval_every:
         table, held_out = table.split(HELD_OUT_EVERY)
-    if (slow := recipe.world_model) is not None:
+    if slow is not None:
         table.window_starts(slow.num_past_frames + slow.num_future_frames)
 
     def learn(
@@ -161,7 +165,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     model.vae.requires_grad_(False)
     if slow is not None:
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
-            # A base model goes on predicting what it was pretrained to predict.
+            # A base model of another kind keeps the schedule that it was pretrained with.
             model.register_modules(scheduler=build_scheduler(slow.prediction, slow.shift))
         prepare_denoiser(model.unet, slow, accelerator.device)
         evaluation = None
@@ -278,6 +282,27 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
             f"{bounds[1]}, but the model has {model.action_size} between "
             f"{model.config.action_low} and {model.config.action_high}; use the model's environment"
         )
+
+
+def _going_on(recipe: WorldModelRecipe, model: VideoWorldModel) -> WorldModelRecipe:
+    """The recipe with a trained model's window, and with what the model was trained to predict.
+
+    Raises:
+        SfvgenError: The recipe says that one of them is another.
+    """
+    own = {
+        "num_past_frames": model.config.num_past_frames,
+        "num_future_frames": model.config.num_future_frames,
+        "prediction": prediction_of(model.scheduler),
+    }
+    for name, value in own.items():
+        asked = getattr(recipe, name)
+        if name in recipe.model_fields_set and asked != value:
+            raise SfvgenError(
+                f"the recipe's world_model has {name}: {asked}, but the model to go on from has "
+                f"{value}; leave {name} out, or train from the start without --init-from"
+            )
+    return recipe.model_copy(update=own)
 
 
 def count_data(model: VideoWorldModel, store: EpisodeStore) -> None:

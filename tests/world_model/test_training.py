@@ -282,6 +282,48 @@ def test_a_model_that_predicts_noise_goes_on_doing_so(store, tiny_checkpoint, mo
     assert any((old[key].half() != new[key].half()).any() for key in old)
 
 
+def test_going_on_keeps_the_models_window_and_prediction(
+    store, tiny_checkpoint, tmp_path, capsys, monkeypatch
+):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import load_world_model, training
+
+    model = load_world_model(tiny_checkpoint)
+    model.register_to_config(num_past_frames=2, num_future_frames=3)
+    model.save_pretrained(tmp_path / "short")
+    shutil.copytree(tiny_checkpoint / "inverse_dynamics", tmp_path / "short/inverse_dynamics")
+    lengths = []
+
+    def spied(batches, *args):
+        draw = batches(*args)
+
+        def told(generator):
+            lengths.append(draw(generator).latents.shape[2])
+            return draw(generator)
+
+        return told
+
+    monkeypatch.setattr(training, "slow_batches", partial(spied, training.slow_batches))
+    (tmp_path / "further.yaml").write_text(FURTHER)
+    arguments = ["train", "--recipe", f"{tmp_path}/further.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from", f"{tmp_path}/short", "--set"]
+    for change, own in (
+        ("num_past_frames=4", "2"),
+        ("num_future_frames=8", "3"),
+        ("prediction=epsilon", "flow"),
+    ):
+        assert main([*arguments, f"world_model.{change}"]) == 2
+        error = capsys.readouterr().err
+        assert change.replace("=", ": ") in error
+        assert f"go on from has {own}" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "world_model.num_past_frames=2", "world_model.shift=2.0"]) == 0
+    assert lengths == [5, 5]
+    after = load_world_model(tmp_path / "run/model")
+    assert (after.config.num_past_frames, after.config.num_future_frames) == (2, 3)
+    assert after.scheduler.config.shift == 2.0
+
+
 def test_going_on_with_other_data_is_refused(store, tmp_path, capsys):
     from sfvgen_planner.cli.main import main
     from sfvgen_planner.world_model import tiny_world_model
