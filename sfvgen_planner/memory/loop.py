@@ -20,6 +20,7 @@ from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
+from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
@@ -54,6 +55,8 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
     store = EpisodeStore.open(data)
     models = load_models(init_from)
     check_model(models.world_model, store)
+    record = run_record(recipe, store, init_from)
+    check_run(out, record)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     require(
@@ -75,6 +78,8 @@ def slow_fast_loop(recipe: LoopRecipe, data: Path, out: Path, init_from: Path) -
         # Writes, judged and ordinary windows have a graph each, and more in a further stage.
         torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
         model.unet.compile(dynamic=False)
+    if accelerator.is_main_process:
+        write_run(out, record)
     for index, stage in enumerate(recipe.stages):
         batches = LoopBatches(table, model, recipe, stage)
         objective: nn.Module

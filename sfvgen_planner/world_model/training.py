@@ -50,6 +50,7 @@ from sfvgen_planner.world_model.recipe import (
     Recipe,
     WorldModelRecipe,
 )
+from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
@@ -111,6 +112,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     else:
         check_model(models.world_model, store)
         slow = None if slow is None else _going_on(slow, models.world_model)
+    record = run_record(recipe, store, init_from)
+    check_run(out, record)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     memory = None if init_from is None else init_from / MEMORY_FOLDER
@@ -134,6 +137,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         table, held_out = table.split(HELD_OUT_EVERY)
     if slow is not None:
         table.window_starts(slow.num_past_frames + slow.num_future_frames)
+    if accelerator.is_main_process:
+        write_run(out, record)
 
     def learn(
         stage: str,

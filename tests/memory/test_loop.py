@@ -124,6 +124,24 @@ def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, settin
     assert {name: config[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["stages.0.max_chunks=1"], "stages.0.max_chunks was 2 and is now 1"),
+        (["memory.learning_rate=1"], "memory.learning_rate was unset and is now 1"),
+        ([], "the model of --init-from is another"),
+    ],
+)
+def test_another_loop_does_not_go_on_in_a_folder(
+    folder, looped, tiny_checkpoint, capsys, change, words
+):
+    checkpoint = tiny_checkpoint if change else looped
+    arguments = ["--recipe", f"{folder}/recipe.yaml", "--data", f"{folder}/data", "--out"]
+    arguments += [f"{folder}/run", "--init-from", str(checkpoint), "--set", *change, "name=loop"]
+    assert main(["loop", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_further_loop_of_another_memory_is_refused(folder, looped, capsys):
     first = RECIPE.split("  - max_chunks: 1")[0]
     (folder / "other.yaml").write_text(first.replace("rank: 2", "rank: 1"))
