@@ -161,6 +161,12 @@ class Adapters:
             for code in getattr(layer, "lora_position_code", {}).values():
                 code.copy_(torch.randn(code.shape, generator=generator))
 
+    @property
+    def unet(self) -> nn.Module:
+        """The denoiser that has, or had, the adapters."""
+        unet: nn.Module = self._world_model.unet
+        return unet
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """A, the start of B, and the codes: what the slow-fast loop learns."""
         for name, parameter in self._peft.named_parameters():

@@ -1,26 +1,55 @@
 """A memory on disk: a PEFT adapter folder with the memory's own settings beside it."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import replacing, write_json, writing_errors
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.memory.fingerprint import slow_fingerprint
+from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.shipped import shipped_folder
 
-MEMORY_FOLDER = "memory"
-"""Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
 COUNTER = "num_writes"
 """Name of the number of chunks that a memory has written."""
+_SLOW_WEIGHTS = "slow_weights"
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _SETTINGS_FILE = "memory.json"
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What an adapter folder holds.
+
+    Attributes:
+        folder: The folder.
+        tensors: The adapters under PEFT's names.
+        config: The memory's settings.
+        num_writes: Chunks that the memory has written.
+        slow_weights: `slow_fingerprint` of the denoiser that the adapters were trained with; None
+            in a folder from before it was recorded.
+    """
+
+    folder: Path
+    tensors: dict[str, Tensor]
+    config: MemoryConfig
+    num_writes: int
+    slow_weights: str | None
+
+    def require_fits(self, unet: nn.Module) -> None:
+        """Raise an SfvgenError where the denoiser's weights are not those of `slow_weights`."""
+        require(
+            self.slow_weights in (None, slow_fingerprint(unet)),
+            f"the memory in {self.folder} was trained with other slow weights than this model's; "
+            "load the model that it came with",
+        )
 
 
 def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
@@ -30,15 +59,13 @@ def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
         SfvgenError: There is no such checkpoint, or its memory is broken.
     """
     trained = trained_adapter(name_or_path)
-    return None if trained is None else trained[1]
+    return None if trained is None else trained.config
 
 
-def trained_adapter(
-    name_or_path: str | PathLike[str],
-) -> tuple[dict[str, Tensor], MemoryConfig] | None:
-    """Tensors and settings of the memory in a checkpoint; None where it has none."""
+def trained_adapter(name_or_path: str | PathLike[str]) -> SavedAdapter | None:
+    """The memory in a checkpoint; None where it has none."""
     folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
-    return read_adapter(folder)[:2] if folder.is_dir() else None
+    return read_adapter(folder) if folder.is_dir() else None
 
 
 def write_adapter(
@@ -49,7 +76,11 @@ def write_adapter(
     Raises:
         SfvgenError: The folder cannot be written.
     """
-    settings = {"config": asdict(adapters.config), COUNTER: num_writes}
+    settings = {
+        "config": asdict(adapters.config),
+        COUNTER: num_writes,
+        _SLOW_WEIGHTS: slow_fingerprint(adapters.unet),
+    }
     on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +90,8 @@ def write_adapter(
     write_json(folder / _SETTINGS_FILE, settings)
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], MemoryConfig, int]:
-    """The tensors, settings and number of writes that `write_adapter` wrote.
+def read_adapter(folder: Path) -> SavedAdapter:
+    """What `write_adapter` wrote.
 
     Raises:
         SfvgenError: The folder is missing or broken.
@@ -68,7 +99,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], MemoryConfig, int]:
     try:
         tensors = load_file(folder / _WEIGHTS_FILE)
         settings = json.loads((folder / _SETTINGS_FILE).read_text())
-        return tensors, MemoryConfig(**settings["config"]), int(settings[COUNTER])
+        config, num_writes = MemoryConfig(**settings["config"]), int(settings[COUNTER])
+        return SavedAdapter(folder, tensors, config, num_writes, settings.get(_SLOW_WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise SfvgenError(
             f"{folder} holds no readable memory ({type(error).__name__}); "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -20,12 +19,16 @@ from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, write_json
-from sfvgen_planner.memory.adapter import slow_weights
 from sfvgen_planner.memory.bank_episode import (
     BankEpisode,
     EpisodeWriter,
+    episode_folder,
     folder_bytes,
+    is_episode_folder,
+    is_unfinished,
+    remove_temporary,
 )
+from sfvgen_planner.memory.fingerprint import fingerprint
 from sfvgen_planner.world_model import VideoWorldModel
 
 logger = logging.getLogger(__name__)
@@ -128,7 +131,10 @@ class MemoryBank:
         self._bytes = {
             number: folder_bytes(episode.path) for number, episode in self._episodes.items()
         }
-        self._next_number = max(self._episodes, default=-1) + 1
+        # Episodes that can't be read keep their numbers.
+        names = [folder.name for folder in self._episodes_folder.iterdir()]
+        numbers = [int(name) for name in names if is_episode_folder(name)]
+        self._next_number = max(numbers, default=-1) + 1
         if mode == "a":
             self._enforce_limit()
 
@@ -208,7 +214,7 @@ class MemoryBank:
         self._next_number += 1
         latents = self._latents(frame)
         writer = EpisodeWriter(
-            self._episodes_folder / f"{number:08d}",
+            self._episodes_folder / episode_folder(number),
             frame,
             latents,
             self.model_fingerprint,
@@ -310,18 +316,29 @@ class MemoryBank:
         return lock
 
     def _clean(self) -> None:
-        """Remove what a killed process left: unfinished files, half-dropped or empty episodes."""
+        """Remove what a killed process left: unfinished files, half-dropped or empty episodes.
+
+        All else stays, because it may be good: what can't be read now, and what is not the bank's.
+        """
         for file in self.path.glob(f".{_DESCRIPTION_FILE}.*"):
             file.unlink()
         for folder in list(self._episodes_folder.iterdir()):
-            if folder.name.startswith(_DROPPED_PREFIX):
-                shutil.rmtree(folder)
+            name = folder.name.removeprefix(_DROPPED_PREFIX)
+            if not is_episode_folder(name) or not folder.is_dir():
+                logger.warning("%s is no episode of a memory bank; it is left as it is", folder)
                 continue
-            for file in folder.glob(".*"):
-                file.unlink()
-            if BankEpisode.found(folder, self.model_fingerprint) is None:
-                logger.warning("%s: removed an episode without a complete chunk", folder)
-                shutil.rmtree(folder)
+            try:
+                if name != folder.name:
+                    shutil.rmtree(folder)
+                    continue
+                remove_temporary(folder)
+                if is_unfinished(folder):
+                    logger.warning("%s: removed an episode without a complete chunk", folder)
+                    shutil.rmtree(folder)
+                elif BankEpisode.found(folder, self.model_fingerprint) is None:
+                    logger.warning("%s can't be read; it is left out, and left as it is", folder)
+            except OSError as error:
+                logger.warning("%s can't be cleaned (%s); it is left as it is", folder, error)
 
     def _on_chunk(self, number: int) -> None:
         writer = self._writers[number]
@@ -356,20 +373,3 @@ class MemoryBank:
         # Gone at once: a process that is killed here leaves no half of an episode.
         aside = folder.replace(folder.with_name(_DROPPED_PREFIX + folder.name))
         shutil.rmtree(aside)
-
-
-def fingerprint(world_model: VideoWorldModel) -> str:
-    """A checksum of the weights that a memory depends on, whatever is written in one.
-
-    Returns:
-        SHA-256, in hexadecimal, of the autoencoder's and the denoiser's own weights and of those of
-        an attached memory's adapters that all memories share.
-    """
-    digest = hashlib.sha256()
-    for part in (world_model.vae, world_model.unet):
-        weights = slow_weights(part)
-        for name in sorted(weights):
-            tensor = weights[name].detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from sfvgen_planner.files import replacing, writing_errors
 logger = logging.getLogger(__name__)
 
 _START_FILE = "start.safetensors"
+_CHUNK_PREFIX = "chunk_"
 _MEMORY_PREFIX = "memory."
+_FOLDER_NAME = re.compile(r"\d{8,}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,16 @@ class BankChunk:
     frames: np.ndarray
     actions: np.ndarray
     instructions: list[str]
+
+
+def episode_folder(number: int) -> str:
+    """Name of the folder of an episode."""
+    return f"{number:08d}"
+
+
+def is_episode_folder(name: str) -> bool:
+    """Whether a name is one of `episode_folder`."""
+    return _FOLDER_NAME.fullmatch(name) is not None
 
 
 class BankEpisode:
@@ -64,7 +77,9 @@ class BankEpisode:
 
     @classmethod
     def found(cls, path: Path, expected_model: str) -> Self | None:
-        """The episode in a folder, None where it has no complete chunk."""
+        """The episode in a folder, None where it has no complete chunk or is no episode's."""
+        if not is_episode_folder(path.name):
+            return None
         try:
             with safe_open(path / _START_FILE, framework="pt") as file:
                 model = file.metadata()["model"]
@@ -137,7 +152,7 @@ class BankEpisode:
         return range(self._num_chunks)[index]
 
     def _chunk_file(self, index: int) -> Path:
-        return self.path / f"chunk_{index:05d}.safetensors"
+        return self.path / f"{_CHUNK_PREFIX}{index:05d}.safetensors"
 
 
 class EpisodeWriter:
@@ -201,7 +216,7 @@ class EpisodeWriter:
             "actions": torch.from_numpy(np.array(actions, np.float32)),
         }
         tensors |= {_MEMORY_PREFIX + name: value.contiguous() for name, value in state.items()}
-        file = self.path / f"chunk_{self._num_chunks:05d}.safetensors"
+        file = self.path / f"{_CHUNK_PREFIX}{self._num_chunks:05d}.safetensors"
         try:
             _save(file, tensors, {"instructions": json.dumps(list(instructions))})
         except SfvgenError:
@@ -215,6 +230,31 @@ class EpisodeWriter:
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether an episode's folder holds no chunk yet, and nothing that a bank does not write.
+
+    Raises:
+        OSError: The folder can't be read.
+    """
+    names = {file.name for file in folder.iterdir()}
+    return all(name == _START_FILE or _is_temporary(name) for name in names)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the half-written files that a killed process left in an episode's folder.
+
+    Raises:
+        OSError: The folder can't be read, or not be written to.
+    """
+    for file in list(folder.iterdir()):
+        if _is_temporary(file.name):
+            file.unlink()
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith((f".{_START_FILE}.", f".{_CHUNK_PREFIX}"))
 
 
 def folder_bytes(folder: Path) -> int:

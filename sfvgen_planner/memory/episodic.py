@@ -17,7 +17,6 @@ from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
 from sfvgen_planner.memory.adapter_files import (
     COUNTER,
-    MEMORY_FOLDER,
     read_adapter,
     trained_adapter,
     write_adapter,
@@ -25,6 +24,7 @@ from sfvgen_planner.memory.adapter_files import (
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.cuda_graphs import MAX_GRAPHS, CapturedFunction, module_state
 from sfvgen_planner.world_model.kernels import trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps
@@ -118,7 +118,7 @@ class EpisodicMemory:
     def from_pretrained(
         cls,
         world_model: VideoWorldModel,
-        name_or_path: str | PathLike[str] = "tabletop",
+        name_or_path: str | PathLike[str] | None = None,
         num_memories: int = 1,
         seed: int = 0,
         num_noise_draws: int | None = None,
@@ -127,22 +127,33 @@ class EpisodicMemory:
 
         Args:
             world_model: The checkpoint's model.
-            name_or_path: Name of a shipped model or a checkpoint folder. One that has been through
-                no slow-fast loop gets the paper's TEMP-LoRA.
+            name_or_path: Name of a shipped model or a checkpoint folder; by default the folder that
+                the model was loaded from. One that has been through no slow-fast loop gets the
+                paper's TEMP-LoRA.
             num_memories: How many episodes are remembered at a time.
             seed: Seed of the writes' noise.
             num_noise_draws: Noise levels averaged in each step of a write, if not as many as the
                 checkpoint's memory has; fewer make a write cheaper.
 
         Raises:
-            SfvgenError: There is no such checkpoint, or its memory is broken or another model's.
+            SfvgenError: There is no such checkpoint, its memory is broken or another model's, or
+                none was named and the model was loaded from no folder.
         """
-        tensors, config = trained_adapter(name_or_path) or (None, MemoryConfig())
+        if name_or_path is None:
+            name_or_path = world_model.name_or_path
+        if name_or_path is None:
+            raise SfvgenError(
+                "this model was loaded from no folder; name the checkpoint whose memory it takes"
+            )
+        trained = trained_adapter(name_or_path)
+        config = MemoryConfig() if trained is None else trained.config
+        if trained is not None:
+            trained.require_fits(world_model.unet)
         if num_noise_draws is not None:
             config = replace(config, num_noise_draws=num_noise_draws)
         memory = cls(world_model, config, num_memories, seed)
-        if tensors is not None:
-            memory._load_slow(tensors)
+        if trained is not None:
+            memory._load_slow(trained.tensors)
             memory.reset()
         return memory
 
@@ -363,19 +374,20 @@ class EpisodicMemory:
         Raises:
             SfvgenError: The folder is missing, broken, or belongs to another model.
         """
-        tensors, _, num_writes = read_adapter(Path(folder))
+        saved = read_adapter(Path(folder))
+        saved.require_fits(self.world_model.unet)
         slow = self._adapters.tensors()
         for name, value in slow.items():
             if name not in self._fast and not (
-                name in tensors and _is_rounded(tensors[name].to(value.device), value)
+                name in saved.tensors and _is_rounded(saved.tensors[name].to(value.device), value)
             ):
                 raise SfvgenError(
                     "this memory belongs to another model, rank or set of layers; "
                     "load it with the settings it was made with"
                 )
         names = [*self._fast, _HISTORY]
-        state = {name: value for name, value in tensors.items() if name in names}
-        self.load({**state, COUNTER: torch.tensor(num_writes)}, index)
+        state = {name: value for name, value in saved.tensors.items() if name in names}
+        self.load({**state, COUNTER: torch.tensor(saved.num_writes)}, index)
 
     def _load_slow(self, tensors: dict[str, Tensor]) -> None:
         """The adapters' parameters as the slow-fast loop left them."""

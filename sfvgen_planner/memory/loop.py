@@ -4,21 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.memory.adapter import Adapters
-from sfvgen_planner.memory.adapter_files import MEMORY_FOLDER, read_adapter, write_adapter
+from sfvgen_planner.memory.adapter_files import SavedAdapter, trained_adapter, write_adapter
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.context_learning import ContextBatches, ContextObjective
 from sfvgen_planner.memory.contexts import CONTEXTS
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
+from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
@@ -57,6 +59,8 @@ def slow_fast_loop(
     store = EpisodeStore.open(data)
     models = load_models(init_from)
     check_model(models.world_model, store)
+    record = run_record(recipe, store, init_from)
+    check_run(out, record)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     require(
@@ -78,6 +82,8 @@ def slow_fast_loop(
         # Writes, judged and ordinary windows have a graph each, and more in a further stage.
         torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
         model.unet.compile(dynamic=False)
+    if accelerator.is_main_process:
+        write_run(out, record)
     for index, stage in enumerate(recipe.stages):
         batches = LoopBatches(table, model, recipe, stage)
         objective: nn.Module
@@ -142,30 +148,28 @@ def _attach(
 ) -> Adapters:
     """Fresh adapters, or those that an earlier loop has trained."""
     adapters = Adapters(model, wanted, recipe.seed)
-    tensors = earlier_adapters(recipe, wanted, init_from)
-    if tensors is not None:
-        adapters.load_smaller(tensors)
+    saved = earlier_adapters(recipe, wanted, init_from)
+    if saved is not None:
+        saved.require_fits(model.unet)
+        adapters.load_smaller(saved.tensors)
     return adapters
 
 
 def earlier_adapters(
     recipe: LoopRecipe, wanted: MemoryConfig, init_from: Path
-) -> dict[str, Tensor] | None:
-    """The adapters' tensors that an earlier loop has trained; None where there was none.
+) -> SavedAdapter | None:
+    """The adapters that an earlier loop has trained; None where there was none.
 
     Raises:
         SfvgenError: They are unreadable, or those of another memory than the recipe's.
     """
-    folder = init_from / MEMORY_FOLDER
-    if not folder.is_dir():
-        return None
-    tensors, config, _ = read_adapter(folder)
-    if not wanted.can_continue(config):
+    saved = trained_adapter(init_from)
+    if saved is not None and not wanted.can_continue(saved.config):
         raise SfvgenError(
-            f"{folder} has a memory with other settings than the recipe {recipe.name}; make "
+            f"{saved.folder} has a memory with other settings than the recipe {recipe.name}; make "
             "them alike, or delete that folder to start afresh"
         )
-    return tensors
+    return saved
 
 
 def loop_metrics(objective: SlowFastObjective, batches: LoopBatches) -> Callable[[int], Metrics]:

@@ -1,5 +1,6 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +35,8 @@ from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
 from sfvgen_planner.world_model.pixels import as_tensor, decode_latents, encode_frames
 from sfvgen_planner.world_model.sampling import denoise_chunk
 from sfvgen_planner.world_model.sampling_options import SamplingOptions
+
+logger = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "14MB"
 
@@ -131,6 +134,7 @@ class VideoWorldModel(DiffusionPipeline):
         self.max_batch_size: int | None = None
         self.num_memories = 1
         self.memory_layers: tuple[Any, ...] = ()
+        self._full_texts: set[str] = set()
         self._batches = BatchRunner()
         self._fast: FastSampling | None = None
 
@@ -276,15 +280,37 @@ class VideoWorldModel(DiffusionPipeline):
         return normalise_actions(values, low, high).to(self.device)
 
     def tokenize(self, instructions: list[str]) -> Tensor:
-        """Token ids `(batch, max_length)` of the instructions, on the CPU."""
-        token_ids: Tensor = self.tokenizer(
+        """Token ids `(batch, max_length)` of the instructions, on the CPU.
+
+        What does not fit into `max_length` tokens is cut off; a warning tells so, once per text.
+        """
+        limit = self.text_encoder.config.max_position_embeddings
+        encoded = self.tokenizer(
             instructions,
             padding="max_length",
             truncation=True,
-            max_length=self.text_encoder.config.max_position_embeddings,
+            max_length=limit,
             return_tensors="pt",
-        ).input_ids
+        )
+        full = encoded.attention_mask.all(dim=1).tolist()
+        # A text with padding was not cut.
+        for text, is_full in zip(instructions, full, strict=True):
+            if is_full and text not in self._full_texts:
+                self._full_texts.add(text)
+                self._tell_if_cut(text, limit)
+        token_ids: Tensor = encoded.input_ids
         return token_ids
+
+    def _tell_if_cut(self, text: str, limit: int) -> None:
+        length = len(self.tokenizer(text, verbose=False).input_ids)
+        if length > limit:
+            logger.warning(
+                "the instruction %r has %d tokens, but the model reads no more than %d: the rest "
+                "is cut off",
+                text,
+                length,
+                limit,
+            )
 
     @torch.no_grad()
     def encode_instructions(self, instructions: list[str]) -> Tensor:

@@ -1,7 +1,7 @@
 """Slow learning: masked conditional video diffusion on many episodes (paper section 3.1)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -219,6 +219,14 @@ def build_scheduler(
         timestep_spacing="trailing",
         clip_sample=False,
     )
+
+
+def prediction_of(scheduler: Any) -> str:
+    """What a denoiser with this noise schedule predicts, as in a recipe."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return "flow"
+    prediction: str = scheduler.config.prediction_type
+    return prediction
 
 
 def told_starts(table: FrameTable, num_past: int) -> Tensor:

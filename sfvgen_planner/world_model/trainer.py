@@ -115,8 +115,8 @@ def train(
     Raises:
         KeyboardInterrupt: The run was interrupted, after its checkpoint was written. Several
             processes stop together once one of them was, `STOP_EVERY` steps later at most.
-        SfvgenError: A checkpoint in `folder` belongs to another model, the loss is not finite, or
-            `folder` can't be written any more.
+        SfvgenError: A checkpoint in `folder` belongs to another model, the loss or the gradient is
+            not finite, or `folder` can't be written any more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module.to(accelerator.device)
@@ -185,13 +185,7 @@ def train(
             is_last = step == optimisation.steps
             metrics: dict[str, Any] = {}
             if step % LOG_EVERY == 0 or is_last:
-                means = accelerator.reduce(torch.stack(recent).mean(dim=0), "mean")
-                mean_loss, mean_norm = means.tolist()
-                if not math.isfinite(mean_loss):
-                    raise SfvgenError(
-                        f"{description}: the loss is not finite at step {step}; "
-                        "lower learning_rate in the recipe and run again to resume"
-                    )
+                mean_loss, mean_norm = _finite_means(recent, accelerator, step, description)
                 progress.set_postfix(loss=f"{mean_loss:.4f}")
                 now = time.perf_counter()
                 metrics |= {
@@ -214,6 +208,8 @@ def train(
             due = step % optimisation.checkpoint_every == 0 or is_last
             stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
             if due or stopping:
+                # A checkpoint is there to go on from.
+                _finite_means(recent, accelerator, step, description)
                 tensors = _tensors(module, optimiser, ema, accelerator.is_main_process)
                 if accelerator.is_main_process:
                     with writing_errors(folder):
@@ -227,6 +223,26 @@ def train(
     module.eval()
     # It keeps what it has prepared, with all moments.
     accelerator.free_memory()
+
+
+def _finite_means(
+    recent: list[Tensor], accelerator: Accelerator, step: int, description: str
+) -> list[float]:
+    """The mean of `recent` losses and of gradient norms over all processes, none for no steps.
+
+    Raises:
+        SfvgenError: One of them is not finite; on all processes alike.
+    """
+    if not recent:
+        return []
+    means: list[float] = accelerator.reduce(torch.stack(recent).mean(dim=0), "mean").tolist()
+    for name, mean in zip(("loss", "gradient"), means, strict=True):
+        if not math.isfinite(mean):
+            raise SfvgenError(
+                f"{description}: the {name} is not finite at step {step}; "
+                "lower learning_rate in the recipe and run again to resume"
+            )
+    return means
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:

@@ -1,5 +1,6 @@
 """The training stages of a recipe, and the checkpoint folder they end in."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sfvgen_planner.world_model.autoencoder import (
 )
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
+    MEMORY_FOLDER,
     OUTCOME_HEAD_FOLDER,
     forget_origin,
     write_manifest,
@@ -48,13 +50,17 @@ from sfvgen_planner.world_model.recipe import (
     Recipe,
     WorldModelRecipe,
 )
+from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.slow_learning import (
     SlowObjective,
     build_scheduler,
+    prediction_of,
     slow_batches,
 )
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, OUTCOME_HEAD_FOLDER)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
@@ -85,25 +91,40 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         recipe: Sizes and optimisation of each stage.
         data: Episode store made by `sfvgen collect`.
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
-        init_from: A checkpoint folder to go on from; its sizes count, not the recipe's. A recipe
-            without it must have all stages but the outcome head.
+        init_from: A checkpoint folder to go on from; its sizes, its window and what it predicts
+            count, not the recipe's, and its memory is kept where no stage trains what the memory
+            was trained with. A recipe without it must have all stages but the outcome head.
 
     Returns:
         The finished checkpoint folder.
 
     Raises:
-        SfvgenError: The store is empty or does not fit the model, a stage is missing, or `out`
-            can't be written or holds another run.
+        SfvgenError: The store is empty or does not fit the model, a stage is missing or asks for
+            another window or prediction than the checkpoint's, or `out` can't be written or holds
+            another run.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)
     models = None if init_from is None else load_models(init_from)
+    slow = recipe.world_model
     if models is None:
         _check_recipe(recipe, store)
     else:
         check_model(models.world_model, store)
+        slow = None if slow is None else _going_on(slow, models.world_model)
+    record = run_record(recipe, store, init_from)
+    check_run(out, record)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
+    memory = None if init_from is None else init_from / MEMORY_FOLDER
+    if memory is not None and not (memory.is_dir() and _keeps_memory(recipe)):
+        if memory.is_dir() and accelerator.is_main_process:
+            logger.warning(
+                "the memory in %s does not fit the weights that this recipe trains and is left "
+                "out of the new checkpoint; train another with `sfvgen loop`",
+                memory,
+            )
+        memory = None
     table = FrameTable.from_store(store, accelerator.device)
     if recipe.outcome_head is not None:
         check_outcomes(table)
@@ -112,10 +133,12 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     count_data(model, store)
 
     held_out = None
-    if recipe.world_model is not None and recipe.world_model.eval_every:
+    if slow is not None and slow.eval_every:
         table, held_out = table.split(HELD_OUT_EVERY)
-    if (slow := recipe.world_model) is not None:
+    if slow is not None:
         table.window_starts(slow.num_past_frames + slow.num_future_frames)
+    if accelerator.is_main_process:
+        write_run(out, record)
 
     def learn(
         stage: str,
@@ -147,7 +170,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     model.vae.requires_grad_(False)
     if slow is not None:
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
-            # A base model goes on predicting what it was pretrained to predict.
+            # A base model of another kind keeps the schedule that it was pretrained with.
             model.register_modules(scheduler=build_scheduler(slow.prediction, slow.shift))
         prepare_denoiser(model.unet, slow, accelerator.device)
         evaluation = None
@@ -190,9 +213,24 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
         with writing_errors(final):
-            save_checkpoint(models, final)
+            save_checkpoint(models, final, None if memory is None else _copied(memory))
     accelerator.wait_for_everyone()
     return final
+
+
+def _keeps_memory(recipe: Recipe) -> bool:
+    """Whether the recipe leaves all weights alone that a memory is written and read with."""
+    autoencoder = recipe.autoencoder
+    return recipe.world_model is None and (autoencoder is None or autoencoder.decoder_only)
+
+
+def _copied(memory: Path) -> Callable[[Path], None]:
+    """A function that puts a copy of a memory's folder into a checkpoint."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(memory, folder / MEMORY_FOLDER)
+
+    return copy
 
 
 def _when_needed(make: Callable[[], DrawBatch]) -> DrawBatch:
@@ -249,6 +287,27 @@ def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
             f"{bounds[1]}, but the model has {model.action_size} between "
             f"{model.config.action_low} and {model.config.action_high}; use the model's environment"
         )
+
+
+def _going_on(recipe: WorldModelRecipe, model: VideoWorldModel) -> WorldModelRecipe:
+    """The recipe with a trained model's window, and with what the model was trained to predict.
+
+    Raises:
+        SfvgenError: The recipe says that one of them is another.
+    """
+    own = {
+        "num_past_frames": model.config.num_past_frames,
+        "num_future_frames": model.config.num_future_frames,
+        "prediction": prediction_of(model.scheduler),
+    }
+    for name, value in own.items():
+        asked = getattr(recipe, name)
+        if name in recipe.model_fields_set and asked != value:
+            raise SfvgenError(
+                f"the recipe's world_model has {name}: {asked}, but the model to go on from has "
+                f"{value}; leave {name} out, or train from the start without --init-from"
+            )
+    return recipe.model_copy(update=own)
 
 
 def count_data(model: VideoWorldModel, store: EpisodeStore, known_episodes: int = 0) -> None:

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sfvgen_planner.errors import SfvgenError
@@ -200,6 +202,47 @@ def test_a_file_cut_short_ends_the_episode_before_it(tmp_path, model, keep):
             assert len(bank) == 2
             assert_holds(bank[0], 0, 3)
             assert_holds(bank[1], 1, 1)
+
+
+def test_episodes_that_cannot_be_read_now_are_left_for_later(tmp_path, model, caplog, monkeypatch):
+    with MemoryBank(tmp_path, model) as bank:
+        for seed in range(2):
+            record(bank, seed, 1)
+
+    def failing(path, framework):
+        if path.parent.name == "00000001":
+            raise OSError(24, "Too many open files")
+        return safe_open(path, framework)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_episode, "safe_open", failing)
+        with MemoryBank(tmp_path, model) as bank:
+            assert [episode.number for episode in bank] == [0]
+            record(bank, 2, 1)
+    assert "00000001 can't be read" in caplog.text
+    with MemoryBank(tmp_path, model) as bank:
+        for seed, episode in enumerate(bank):
+            assert_holds(episode, seed, 1)
+        assert len(bank) == 3
+
+
+def test_only_unfinished_episodes_of_the_bank_itself_are_removed(tmp_path, model, caplog):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+    episodes = tmp_path / "episodes"
+    shutil.copytree(episodes / "00000000", episodes / "copy")
+    shutil.copytree(episodes / "00000000", episodes / "7")
+    for name in ("notes.txt", "00000000/.keep", "00000001/start.safetensors", "00000002/notes.txt"):
+        (episodes / name).parent.mkdir(exist_ok=True)
+        (episodes / name).write_text("")
+    before = sorted(episodes.rglob("*"))
+    with MemoryBank(tmp_path, model) as bank:
+        assert_holds(bank[0], 0, 1)
+        assert len(bank) == 1
+    gone = [episodes / "00000001", episodes / "00000001/start.safetensors"]
+    assert sorted(episodes.rglob("*")) == [path for path in before if path not in gone]
+    for name in ("notes.txt", "copy", "7"):
+        assert f"{episodes / name} is no episode" in caplog.text
 
 
 def test_a_bank_that_was_killed_while_it_was_made_is_made_anew(tmp_path, model):

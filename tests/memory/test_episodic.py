@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
 from sfvgen_planner.memory.adapter import peft_config
-from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.memory.fingerprint import slow_fingerprint
+from sfvgen_planner.world_model import load_world_model, tiny_world_model
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.kernels import use_trainable_attention
 
@@ -449,6 +451,50 @@ def test_a_checkpoints_memory_of_another_model_is_refused(new_model, tmp_path):
     settings.write_text("{}")
     with pytest.raises(SfvgenError, match="no readable memory"):
         EpisodicMemory.from_pretrained(new_model(), tmp_path)
+
+
+def test_trained_adapters_are_refused_by_other_slow_weights(new_model, config, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    EpisodicMemory(new_model(), config).save_pretrained(tmp_path / "memory")
+    other = new_model(seed=1)
+    with pytest.raises(SfvgenError, match="other slow weights"):
+        EpisodicMemory.from_pretrained(other, tmp_path)
+    memory = EpisodicMemory(other, config)
+    with pytest.raises(SfvgenError, match="other slow weights"):
+        memory.load_pretrained(tmp_path / "memory")
+    memory.detach()
+    # A folder from before slow weights were recorded tells nothing of them.
+    settings = tmp_path / "memory" / "memory.json"
+    told = json.loads(settings.read_text())
+    del told["slow_weights"]
+    settings.write_text(json.dumps(told))
+    EpisodicMemory.from_pretrained(other, tmp_path)
+
+
+@of_both_kinds
+def test_slow_weights_are_known_in_any_precision_and_under_a_memory(new_model, config):
+    half = new_model().to(torch.float16)
+    known = slow_fingerprint(half.unet)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert slow_fingerprint(new_model().to(torch.float16).to(dtype).unet) == known
+    memory = EpisodicMemory(half, config)
+    assert slow_fingerprint(half.unet) == known
+    memory.detach()
+    next(half.unet.parameters()).data.view(-1)[0] += 1
+    assert slow_fingerprint(half.unet) != known
+
+
+def test_the_shipped_memory_belongs_to_the_shipped_model():
+    """Which is also where it is looked for, if nothing else is said."""
+    model = load_world_model("tabletop_memory")
+    assert EpisodicMemory.from_pretrained(model).config.rule == "normalised"
+    with pytest.raises(SfvgenError, match="other slow weights"):
+        EpisodicMemory.from_pretrained(load_world_model("tabletop"), "tabletop_memory")
+
+
+def test_a_model_that_was_loaded_from_nowhere_asks_for_the_checkpoint(model):
+    with pytest.raises(SfvgenError, match="loaded from no folder"):
+        EpisodicMemory.from_pretrained(model)
 
 
 def test_unit_steps_change_only_b_by_the_same_size(model):

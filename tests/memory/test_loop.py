@@ -68,7 +68,7 @@ def tensors(checkpoint):
 
 def test_the_loop_ends_in_a_checkpoint_whose_memory_is_ours(folder, looped):
     model = load_world_model(looped)
-    memory = EpisodicMemory.from_pretrained(model, looped)
+    memory = EpisodicMemory.from_pretrained(model)
     assert memory.config == LoopRecipe.load(folder / "recipe.yaml").memory_config
     assert any(value.any() for name, value in memory.state().items() if ".lora_B." in name)
     for stage in (0, 1):
@@ -124,6 +124,24 @@ def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, settin
     assert {name: config[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["stages.0.max_chunks=1"], "stages.0.max_chunks was 2 and is now 1"),
+        (["memory.learning_rate=1"], "memory.learning_rate was unset and is now 1"),
+        ([], "the model of --init-from is another"),
+    ],
+)
+def test_another_loop_does_not_go_on_in_a_folder(
+    folder, looped, tiny_checkpoint, capsys, change, words
+):
+    checkpoint = tiny_checkpoint if change else looped
+    arguments = ["--recipe", f"{folder}/recipe.yaml", "--data", f"{folder}/data", "--out"]
+    arguments += [f"{folder}/run", "--init-from", str(checkpoint), "--set", *change, "name=loop"]
+    assert main(["loop", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_further_loop_of_another_memory_is_refused(folder, looped, capsys):
     first = RECIPE.split("  - max_chunks: 1")[0]
     (folder / "other.yaml").write_text(first.replace("rank: 2", "rank: 1"))
@@ -142,6 +160,35 @@ def test_a_model_can_be_trained_for_another_context_instead(folder, looped):
     assert not (final / "memory").exists()
     before, after = (load_world_model(path).unet.state_dict() for path in (looped, final))
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "is_kept"),
+    [
+        ("autoencoder: {decoder_only: true, OPTIMISATION}", True),
+        ("inverse_dynamics: {OPTIMISATION}", True),
+        ("autoencoder: {OPTIMISATION}", False),
+        ("world_model: {OPTIMISATION}", False),
+    ],
+)
+def test_a_stage_keeps_the_memory_of_weights_that_it_leaves_alone(
+    folder, looped, tmp_path, caplog, stage, is_kept
+):
+    settings = "optimisation: {steps: 1, batch_size: 2, learning_rate: 1.0e-2}"
+    data = RECIPE[RECIPE.index("data:") : RECIPE.index("memory:")]
+    recipe = f"name: tiny\nmixed_precision: 'no'\n{data}{stage}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("OPTIMISATION", settings))
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{folder}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from", str(looped)]
+    assert main(["train", *arguments]) == 0
+    final = tmp_path / "run/model"
+    assert (final / "memory").exists() == is_kept
+    assert ("does not fit the weights" in caplog.text) != is_kept
+    if is_kept:
+        before, after = tensors(looped), tensors(final)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        manifest = json.loads((final / "manifest.json").read_text())["files"]
+        assert "memory/adapter_model.safetensors" in manifest
 
 
 def test_stored_memories_are_refused_under_fsdp(folder, tiny_checkpoint, monkeypatch, capsys):

@@ -208,6 +208,22 @@ def test_bad_input_is_one_clear_sentence(model, change, words):
     assert "\n" not in str(caught.value)
 
 
+def test_an_instruction_that_is_cut_is_told_once(caplog):
+    model = tiny_world_model()
+    limit = model.text_encoder.config.max_position_embeddings
+    words = ["cube"]
+    while len(model.tokenizer(" ".join(words), verbose=False).input_ids) < limit:
+        words.append("cube")
+    fits, cut = " ".join(words), " ".join([*words, "cube"])
+    for _ in range(2):
+        ids = model.tokenize([fits, cut, ""])
+    assert ids.shape == (3, limit)
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert repr(cut) in told
+    assert f"has {limit + 1} tokens, but the model reads no more than {limit}" in told
+
+
 def test_actions_are_scaled_by_the_environment_s_bounds():
     model = tiny_world_model(action_size=2)
     model.register_to_config(action_low=[0.0, -2.0], action_high=[10.0, 2.0])

@@ -212,6 +212,33 @@ def test_loss_that_explodes_is_told(tmp_path):
         run(tmp_path, draw_batch=lambda g: (torch.full((1, 3), float("nan")), torch.ones(1, 1)))
 
 
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_diverged_model_is_never_what_is_gone_on_from(tmp_path, broken, stopped):
+    """Step 20 breaks it, where a checkpoint is due, or 17, where it is interrupted."""
+    last, module, calls = 17 if stopped else 20, Regression(), 0
+
+    def breaking(generator):
+        nonlocal calls
+        calls += 1
+        inputs, wanted = draw(generator)
+        if calls == last:
+            if broken == "loss":
+                inputs = inputs * float("nan")
+            else:
+                # Its loss is still that of the step before.
+                module.layer.weight.register_hook(lambda gradient: gradient * float("nan"))
+            if stopped:
+                signal.raise_signal(signal.SIGINT)
+        return inputs, wanted
+
+    with pytest.raises(SfvgenError, match=f"the {broken} is not finite at step {last}"):
+        run(tmp_path / "parts", module=module, draw_batch=breaking)
+    assert [path.name for path in tmp_path.glob("parts/checkpoint*")] == ["checkpoint-00000010"]
+    resumed, whole = run(tmp_path / "parts"), run(tmp_path / "whole")
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+
+
 def test_learning_rate_warms_up_and_decays_to_a_tenth():
     settings = optimisation(steps=105, warmup_steps=5)
     factors = [learning_rate_factor(step, settings) for step in range(106)]

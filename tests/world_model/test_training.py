@@ -113,6 +113,47 @@ def test_a_finished_run_is_not_begun_anew(store, monkeypatch):
     assert again.read_bytes() == weights
 
 
+def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
+    from sfvgen_planner.cli.main import main
+
+    def run(*changes, data=store / "data"):
+        arguments = ["--recipe", f"{store}/recipe.yaml", "--data", str(data), "--out"]
+        return main(["train", *arguments, f"{tmp_path}/run", "--set", *changes])
+
+    few = [f"{stage}.optimisation.steps=1" for stage in ("autoencoder", "inverse_dynamics")]
+    few.append("world_model.optimisation.steps=1")
+    optimisation = "world_model.optimisation"
+    assert run(*few) == 0
+    record = (tmp_path / "run/run.json").read_text()
+    # What a run may be gone on with.
+    longer = [*few, f"{optimisation}.steps=2", f"{optimisation}.learning_rate=0.0005", "name=other"]
+    assert run(*longer, f"{optimisation}.checkpoint_every=1") == 0
+    assert (tmp_path / "run/run.json").read_text() == record
+    (tmp_path / "other.yaml").write_text(RECIPE.replace("episodes: 3", "episodes: 1"))
+    collect = ["collect", "--recipe", f"{tmp_path}/other.yaml", "--out", f"{tmp_path}/data"]
+    assert main(collect) == 0
+    capsys.readouterr()
+    for changes, data, words in (
+        ([f"{optimisation}.batch_size=3"], "data", f"{optimisation}.batch_size was 2 and is now 3"),
+        (["seed=1"], "data", "seed was unset and is now 1"),
+        ([], tmp_path / "data", "the episodes of --data are others"),
+    ):
+        assert run(*longer, *changes, data=store / data) == 2
+        error = capsys.readouterr().err
+        assert "holds another run" in error
+        assert words in error
+    # A folder from before runs were recorded, and one that another run never got far in.
+    (tmp_path / "run/run.json").unlink()
+    assert run(*longer, "seed=1") == 0
+    for stage in ("autoencoder", "world_model", "inverse_dynamics"):
+        shutil.rmtree(tmp_path / "run" / stage)
+    assert run(*longer) == 0
+    assert (tmp_path / "run/run.json").read_text() == record
+    (tmp_path / "run/run.json").write_text("[]")
+    assert run(*longer) == 2
+    assert "run.json can't be read" in capsys.readouterr().err
+
+
 OUTCOME_HEAD = """
 outcome_head:
   hidden_size: 16
@@ -280,6 +321,48 @@ def test_a_model_that_predicts_noise_goes_on_doing_so(store, tiny_checkpoint, mo
     old, new = before.unet.state_dict(), after.unet.state_dict()
     assert old.keys() == new.keys()
     assert any((old[key].half() != new[key].half()).any() for key in old)
+
+
+def test_going_on_keeps_the_models_window_and_prediction(
+    store, tiny_checkpoint, tmp_path, capsys, monkeypatch
+):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import load_world_model, training
+
+    model = load_world_model(tiny_checkpoint)
+    model.register_to_config(num_past_frames=2, num_future_frames=3)
+    model.save_pretrained(tmp_path / "short")
+    shutil.copytree(tiny_checkpoint / "inverse_dynamics", tmp_path / "short/inverse_dynamics")
+    lengths = []
+
+    def spied(batches, *args):
+        draw = batches(*args)
+
+        def told(generator):
+            lengths.append(draw(generator).latents.shape[2])
+            return draw(generator)
+
+        return told
+
+    monkeypatch.setattr(training, "slow_batches", partial(spied, training.slow_batches))
+    (tmp_path / "further.yaml").write_text(FURTHER)
+    arguments = ["train", "--recipe", f"{tmp_path}/further.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--init-from", f"{tmp_path}/short", "--set"]
+    for change, own in (
+        ("num_past_frames=4", "2"),
+        ("num_future_frames=8", "3"),
+        ("prediction=epsilon", "flow"),
+    ):
+        assert main([*arguments, f"world_model.{change}"]) == 2
+        error = capsys.readouterr().err
+        assert change.replace("=", ": ") in error
+        assert f"go on from has {own}" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "world_model.num_past_frames=2", "world_model.shift=2.0"]) == 0
+    assert lengths == [5, 5]
+    after = load_world_model(tmp_path / "run/model")
+    assert (after.config.num_past_frames, after.config.num_future_frames) == (2, 3)
+    assert after.scheduler.config.shift == 2.0
 
 
 def test_going_on_with_other_data_is_refused(store, tmp_path, capsys):
