@@ -26,6 +26,7 @@ from sfvgen_planner.planning import (
     VideoPlanner,
     act_batch,
 )
+from sfvgen_planner.planning.policy import departure
 from tests.point_mass import (
     DIRECTIONS,
     SPEED,
@@ -194,6 +195,50 @@ def test_policy_plans_again_when_the_world_departs_from_the_imagined(imagination
                 imagination.unwrapped.position += [0, 0.3]  # somebody pushes it
                 imagination._observe(imagination.unwrapped.position)
         assert planned_at(policy) == expected
+
+
+def squares(*corners):
+    """A grey table with a white square of 6x6 pixels at each corner."""
+    picture = np.full((64, 64, 3), 100, np.uint8)
+    for row, column in corners:
+        picture[row : row + 6, column : column + 6] = 230
+    return picture
+
+
+def test_a_small_thing_in_another_place_is_a_departure():
+    imagined = squares((10, 10), (40, 40))
+    for corner in ((10, 18), (20, 10), (0, 58), (50, 3)):
+        moved = squares(corner, (40, 40))
+        # Its contrast, with none of the picture around it.
+        assert departure(moved, imagined) == departure(imagined, moved) == 130
+        assert departure(moved, imagined) > PolicyConfig().max_departure
+        # All of the picture together would hardly tell.
+        assert np.sqrt(np.square(moved.astype(float) - imagined).mean()) < 20
+    assert departure(squares((40, 40)), imagined) > 100  # it is gone
+
+
+def test_a_pixel_off_and_noise_are_no_departure():
+    imagined = squares((10, 10))
+    assert departure(squares((11, 9)), imagined) == 0
+    noise = np.random.default_rng(0).normal(0, 25, imagined.shape)
+    noisy = np.clip(imagined + noise, 0, 255).astype(np.uint8)
+    assert 15 < departure(noisy, imagined) < 40
+    assert departure(imagined, imagined) == 0
+
+
+def test_policy_plans_again_as_it_comes_when_something_moved(imagination):
+    planner = VideoPlanner(PointMassInverseDynamics())
+    policy = PlanningPolicy(imagination, planner)
+    stubborn = PlanningPolicy(imagination, planner, PolicyConfig(max_departure=None))
+    for own, pushed, expected in ((policy, 0.3, [0, 5]), (policy, 0, [0]), (stubborn, 0.3, [0])):
+        observation, _ = imagination.reset(seed=0)
+        own.reset(seed=0)
+        for step in range(7):
+            observation = imagination.step(own.act(observation, "right"))[0]
+            if step == 4:
+                imagination.unwrapped.position += np.float32([0, pushed])
+                imagination._observe(imagination.unwrapped.position)
+        assert planned_at(own) == expected
 
 
 def test_policy_closes_the_loop_on_the_real_frame(imagination):
