@@ -13,8 +13,10 @@ from sfvgen_planner.planning import (
     CEM,
     ICEM,
     MPPI,
+    ActionMagnitude,
     CEMConfig,
     GoalImage,
+    LearnedSuccess,
     MPCConfig,
     MPCPlanner,
     Plan,
@@ -24,6 +26,7 @@ from sfvgen_planner.planning import (
     TaskReward,
     VideoPlanConfig,
     VideoPlanner,
+    WeightedSum,
     act_batch,
 )
 from sfvgen_planner.planning.policy import departure
@@ -372,6 +375,44 @@ def test_plans_made_together_are_those_made_alone(several, kind, num_calls):
     plans = planner.plan_batch(several[::-1], TEXTS[::-1], [1, 1, 1])[::-1]
     for row in range(3):
         assert_equal_plans(plans[row], alone[row].plan(several[row], TEXTS[row], seed=1))
+
+
+@pytest.mark.parametrize("num_frames", [3, 5])
+def test_a_subgoal_is_made_of_the_image_the_instruction_and_the_videos_actions(
+    imagination, num_frames
+):
+    video_planner = VideoPlanner(PointMassInverseDynamics(), VideoPlanConfig(num_frames=num_frames))
+    video = video_planner.plan(imagination, "left", seed=0)
+    made = []
+
+    def planned(*weights):
+        def objective(image, instruction, video_actions):
+            made.append((image, instruction, video_actions))
+            terms = (
+                GoalImage(image),
+                LearnedSuccess(PointMassOutcomeHead(), {"left": "down"}[instruction]),
+                ActionMagnitude(reference=video_actions / 2),
+            )
+            return WeightedSum(*zip(weights, terms, strict=True))
+
+        search = MPCPlanner(SOLVER, config=MPCConfig(horizon=4, action_block=1))
+        plan = SubgoalPlanner(video_planner, search, objective).plan(imagination, "left", seed=0)
+        return plan.actions
+
+    # Each of them alone, and all together.
+    way = SPEED * min(num_frames, 4)
+    assert SPEED * planned(1, 0, 0).sum(axis=0) == pytest.approx([-way, 0], abs=0.02)
+    assert (planned(0, 1, 0)[:, 1] > 0.8).all()
+    shown = np.zeros((4, 2))
+    shown[:num_frames] = video.actions[:4]
+    assert planned(0, 0, 1) == pytest.approx(shown / 2, abs=0.15)
+    together = planned(0, 1, 0.2).mean(axis=0)
+    assert together[0] < -0.2
+    assert together[1] > 0.2
+    for image, instruction, actions in made:
+        assert np.array_equal(image, video.frames[:4][-1])
+        assert instruction == "left"
+        assert np.array_equal(actions, shown.astype(np.float32))
 
 
 def test_a_solver_of_one_problem_plans_for_one_environment(several):
