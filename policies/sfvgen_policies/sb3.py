@@ -33,7 +33,8 @@ class SB3Policy:
 
     A model that learnt from plain pictures, such as one trained in imagined worlds, takes the
     ``"image"`` of a Dict observation. Where training normalised the observations (``VecNormalize``)
-    that is for the environment to do here too.
+    that is for the environment to do here too. One that learnt on an ``EncodedVecEnv`` acts as
+    ``EncodedPolicy``, both of ``sfvgen_planner.imagination.sb3``.
 
     There is no loading from a file here, on purpose: Stable-Baselines3's ``.zip`` files hold
     pickles, which can run any code when they are opened. Give a model that is in memory, or open
@@ -44,9 +45,10 @@ class SB3Policy:
         model: a trained model.
         deterministic: the most likely action instead of one drawn at random. Drawn actions are
             repeatable: ``reset(seed)`` seeds the model, and so PyTorch's global generator.
+        observation_space: of what ``act`` is given; by default the environment's.
 
     Raises:
-        ValueError: the environment's actions are not those that the model was trained on.
+        ValueError: the actions or the observations are not those that the model was trained on.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -56,12 +58,25 @@ class SB3Policy:
 
     follows_instructions = False
 
-    def __init__(self, env: gym.Env[Any, Any], model: SB3Model, deterministic: bool = True) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        model: SB3Model,
+        deterministic: bool = True,
+        observation_space: gym.Space[Any] | None = None,
+    ) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or not _same_box(space, model.action_space):
             raise ValueError(
                 f"The SB3 model was trained on the actions {model.action_space}, but the "
                 f"environment takes {space}."
+            )
+        shown = env.observation_space if observation_space is None else observation_space
+        if not _fits(shown, model.observation_space):
+            raise ValueError(
+                f"The SB3 model was trained on the observations {model.observation_space}, but the "
+                f"environment shows {shown}; wrap it as for training, or use EncodedPolicy (of "
+                "sfvgen_planner.imagination.sb3) for a model that was trained on an EncodedVecEnv."
             )
         self._space = space
         self._model = model
@@ -97,6 +112,21 @@ class SB3Policy:
         self._begins = False
         # Imagined worlds take float32, whatever the environment takes.
         return np.clip(actions.astype(self._space.dtype), self._space.low, self._space.high)
+
+
+def _fits(shown: gym.Space[Any], wanted: gym.Space[Any]) -> bool:
+    """Whether a model can look at what is shown; SB3 turns pictures to (C, H, W) by itself."""
+    if isinstance(wanted, gym.spaces.Dict):
+        return (
+            isinstance(shown, gym.spaces.Dict)
+            and shown.keys() == wanted.keys()
+            and all(_fits(shown[name], wanted[name]) for name in wanted)
+        )
+    if isinstance(shown, gym.spaces.Dict) and "image" in shown.spaces:
+        shown = shown["image"]
+    if not isinstance(shown, gym.spaces.Box) or not isinstance(wanted, gym.spaces.Box):
+        return shown == wanted
+    return wanted.shape in (shown.shape, shown.shape[-1:] + shown.shape[:-1])
 
 
 def _same_box(one: gym.spaces.Box, other: gym.Space[Any]) -> bool:

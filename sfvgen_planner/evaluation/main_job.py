@@ -27,6 +27,7 @@ from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.metrics import psnr_db
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play, succeeded
+from sfvgen_planner.evaluation.searches import WHOLE_CHUNKS
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanner
@@ -64,7 +65,7 @@ def measure_skill(config: MainJobConfig) -> Iterator[Figure]:
     model = load_world_model(config.model).to(config.device)
     planner = VideoPlanner.from_pretrained(config.model)
     env = ImaginationWrapper(make_env(ENV_ID, SKILL), model)
-    policy = PlanningPolicy(env, planner)
+    policy = PlanningPolicy(env, planner, WHOLE_CHUNKS)
     seeds = config.seeds(config.num_skill_episodes)
     episodes = list(play(env, policy, seeds, "planner"))
     env.close()

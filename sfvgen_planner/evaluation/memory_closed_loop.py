@@ -25,6 +25,7 @@ from sfvgen_planner.evaluation.memory_variants import (
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import ReturnTrial
 from sfvgen_planner.evaluation.rollout import play_spread
+from sfvgen_planner.evaluation.searches import WHOLE_CHUNKS
 from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper, step_batch
@@ -186,7 +187,7 @@ class _Robot:
             for action in trial.actions:
                 *_, info = imagination.step(action)
             infos.append(info)
-            policies.append(PlanningPolicy(imagination, planner))
+            policies.append(PlanningPolicy(imagination, planner, WHOLE_CHUNKS))
             policies[-1].reset(trial.seed)
         if memory is not None:
             memory.reset()

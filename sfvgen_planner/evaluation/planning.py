@@ -24,7 +24,12 @@ from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import OURS, REFERENCE, VARIANTS, attached
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.rollout import play_side_by_side, play_spread, succeeded
-from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_second, sized_cem
+from sfvgen_planner.evaluation.searches import (
+    WHOLE_CHUNKS,
+    check_num_candidates,
+    plans_per_second,
+    sized_cem,
+)
 from sfvgen_planner.evaluation.tabletop import (
     ENV_ID,
     recall_distance_m,
@@ -216,7 +221,7 @@ class _Opened(NamedTuple):
 
 def _video_plan(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
     planner = VideoPlanner.from_pretrained(config.model, VIDEO)
-    return [PlanningPolicy(env, planner) for env in envs]
+    return [PlanningPolicy(env, planner, WHOLE_CHUNKS) for env in envs]
 
 
 def _mpc(

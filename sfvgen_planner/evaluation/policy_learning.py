@@ -28,7 +28,6 @@ from sfvgen_planner.evaluation.outcome_head import required_outcome_head
 from sfvgen_planner.evaluation.policy_evaluation import TASK
 from sfvgen_planner.evaluation.policy_training import (
     ALGORITHMS,
-    EncodedPolicy,
     RecordedStarts,
     camera_envs,
     read_starts,
@@ -41,7 +40,7 @@ from sfvgen_planner.evaluation.rollout import play, succeeded
 from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ObservationEncoder, WorldModelVectorEnv
-from sfvgen_planner.imagination.sb3 import EncodedVecEnv, SB3VecEnv
+from sfvgen_planner.imagination.sb3 import EncodedPolicy, EncodedVecEnv, SB3VecEnv
 from sfvgen_planner.imagination.vector_env import DEFAULT_HORIZON
 from sfvgen_planner.imagination.wrapper import check_action_space
 from sfvgen_planner.workers import play_all

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from sfvgen_policies import make_policy
-from sfvgen_policies.sb3 import SB3Policy
 from tqdm import tqdm
 
 from sfvgen_planner.data.camera import camera_frame
@@ -22,7 +21,7 @@ from sfvgen_planner.data.rollout import record_episode, told_instruction
 from sfvgen_planner.data.store import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, replacing
-from sfvgen_planner.imagination import ObservationEncoder, Start
+from sfvgen_planner.imagination import Start
 from sfvgen_planner.imagination.sb3 import EncodedVecEnv
 
 if TYPE_CHECKING:
@@ -232,27 +231,3 @@ def save(agent: BaseAlgorithm, path: Path) -> None:
     prepare_folder(path.parent)
     with replacing(path) as temporary:
         agent.save(temporary)
-
-
-class EncodedPolicy:
-    """Act as a model does that was trained on encoded pictures and instructions.
-
-    Args:
-        env: that it will act in.
-        agent: what it learnt.
-        encoder: with which it learnt.
-    """
-
-    def __init__(self, env: Environment, agent: BaseAlgorithm, encoder: ObservationEncoder) -> None:
-        self._env = env
-        self._policy = SB3Policy(env, agent)
-        self._encoder = encoder
-
-    def reset(self, seed: int | None = None) -> None:
-        self._policy.reset(seed)
-
-    def act(self, observation: Any, instruction: str) -> np.ndarray:
-        """Return the most likely action."""
-        frame = camera_frame(self._env, observation, self._encoder.image_size)
-        encoded = self._encoder(frame[None], [instruction])
-        return self._policy.act({name: values[0] for name, values in encoded.items()}, instruction)

@@ -1,11 +1,15 @@
-"""The searches whose plans are measured: their size, and how many are made in a second."""
+"""The plans that are measured: their search, how long they hold and how many a second brings."""
 
 from __future__ import annotations
 
 from sfvgen_policies import Policy
 
 from sfvgen_planner.errors import require
-from sfvgen_planner.planning import CEM, CEMConfig, PlanningPolicy
+from sfvgen_planner.planning import CEM, CEMConfig, PlanningPolicy, PolicyConfig
+
+WHOLE_CHUNKS = PolicyConfig(max_departure=None)
+"""Planned again after a chunk and on a new instruction, whatever happens in between: figures tell
+what plans are worth by themselves."""
 
 
 def check_num_candidates(*counts: int) -> None:

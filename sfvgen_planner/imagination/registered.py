@@ -14,7 +14,7 @@ from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.starts import EnvStarts, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
-from sfvgen_planner.world_model.heads import load_outcome_head
+from sfvgen_planner.world_model.heads import load_heads
 
 # Worlds that are made one by one, as by SB3's make_vec_env, share their model while it is in use.
 _loaded: WeakValueDictionary[tuple[Path, str], VideoWorldModel] = WeakValueDictionary()
@@ -54,7 +54,7 @@ class ImaginedEnv(WorldModelEnv):
     ) -> None:
         world_model = _shared_model(model, device)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
-        head = load_outcome_head(shipped_folder(model))
+        head = load_heads(shipped_folder(model)).outcome_head
         super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
     ) -> None:
         world_model = _shared_model(model, device)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
-        head = load_outcome_head(shipped_folder(model))
+        head = load_heads(shipped_folder(model)).outcome_head
         super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from sfvgen_policies.sb3 import SB3Model, SB3Policy
 
+from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
@@ -161,3 +163,50 @@ class EncodedVecEnv(VecEnvWrapper):
             }
         observations = {name: values[: len(dones)] for name, values in encoded.items()}
         return observations, rewards, dones, infos
+
+
+class EncodedPolicy:
+    """Act as a Stable-Baselines3 model does that was trained on an :class:`EncodedVecEnv`.
+
+    Args:
+        env: environment that it will act in, of any observations and with a camera.
+        model: a trained model, in memory.
+        encoder: as in training.
+        deterministic: as of :class:`~sfvgen_policies.sb3.SB3Policy`.
+
+    Raises:
+        SfvgenError: the model was not trained on what the encoder shows.
+        ValueError: the environment's actions are not those that the model was trained on.
+
+    Example:
+        >>> encoder = ObservationEncoder(world_model)
+        >>> model = SAC("MultiInputPolicy", EncodedVecEnv(SB3VecEnv(worlds), encoder)).learn(10_000)
+        >>> policy = EncodedPolicy(make_env("sfvgen/TabletopReturn-v0"), model, encoder)
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        model: SB3Model,
+        encoder: ObservationEncoder,
+        deterministic: bool = True,
+    ) -> None:
+        require(
+            model.observation_space == encoder.space,
+            f"the SB3 model was trained on {model.observation_space}, but this encoder shows "
+            f"{encoder.space}; use the encoder of its training, or SB3Policy for a model that was "
+            "trained on an environment's own observations",
+        )
+        self._env = env
+        self._encoder = encoder
+        self._policy = SB3Policy(env, model, deterministic, encoder.space)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; see :class:`~sfvgen_policies.Policy`."""
+        self._policy.reset(seed)
+
+    def act(self, observation: Any, instruction: str = "") -> np.ndarray:
+        """Return the next action ``(A,)`` for what the camera shows and the robot is told."""
+        frame = camera_frame(self._env, observation, self._encoder.image_size)
+        encoded = self._encoder(frame[None], [instruction])
+        return self._policy.act({name: values[0] for name, values in encoded.items()})

@@ -229,7 +229,10 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         result = self.env.step(action)
         self.num_steps += 1
         self._observe(result[0])
-        self._chunk.append((np.array(action, np.float32), self._instruction))
+        # Some envs clip what is out of range; a memory and a bank keep what the model can take.
+        low, high = self.world_model.config.action_low, self.world_model.config.action_high
+        taken = np.clip(np.asarray(action, np.float32), np.float32(low), np.float32(high))
+        self._chunk.append((taken, self._instruction))
         self._instruction = told_instruction(result[4])
         return result
 

@@ -90,6 +90,23 @@ class MPCPlanner(BatchPlanner):
     ) -> list[Plan]:
         """Plan for several; see :class:`~sfvgen_planner.planning.BatchPlanner`."""
         objectives = [self.objective(goal) for goal in goals]
+        return self.search_batch(imaginations, objectives, seeds, starts)
+
+    def search_batch(
+        self,
+        imaginations: Sequence[ImaginationWrapper],
+        objectives: Sequence[Objective],
+        seeds: Sequence[int | None],
+        starts: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Plan]:
+        """Plan for several with an objective for each, whatever goals they come from.
+
+        Args:
+            imaginations: of one world model and one memory.
+            objectives: one for each.
+            seeds: likewise.
+            starts: likewise, actions ``(T, A)`` where the search begins, or None.
+        """
         states = [np.random.SeedSequence(seed).generate_state(2).tolist() for seed in seeds]
         solver_seeds, noise_seeds = zip(*states, strict=True)
 

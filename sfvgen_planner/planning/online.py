@@ -24,7 +24,7 @@ from sfvgen_planner.memory.loop_recipe import LoopRecipe
 from sfvgen_planner.planning.policy import PlanningPolicy
 from sfvgen_planner.planning.video_plan import VideoPlanConfig, VideoPlanner
 from sfvgen_planner.world_model import load_world_model
-from sfvgen_planner.world_model.heads import load_heads
+from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
 from sfvgen_planner.world_model.trainer import begin_training
 from sfvgen_planner.world_model.training import FINAL_FOLDER
 
@@ -68,7 +68,7 @@ def online_loop(
     require(num_rounds >= 1, f"num_rounds must be at least 1, got {num_rounds}")
     _check_memory(recipe, init_from)
     # Refused before the first episode, not after it.
-    load_heads(init_from)
+    required_inverse_dynamics(load_heads(init_from), init_from)
     settings = {"init_from": str(init_from.resolve()), **source.model_dump()}
     _check_settings(out, settings)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)

@@ -45,9 +45,10 @@ class SimulatorPlanner:
 
     It bounds what a better world model could bring to :class:`~sfvgen_planner.planning.MPCPlanner`.
     Candidates are stepped in the environment that is acted in, which is then set back to the
-    present; wrappers around it must keep no state of their own, and leave actions and rewards as
-    they are. A future ends with the episode, or
-    with the instruction that is planned for.
+    present. It is stepped beneath the wrappers around it, so those that count steps, such as
+    ``TimeLimit``, do not count these; their limits are not foreseen. Wrappers must leave actions
+    and rewards as they are. A future ends with the episode, or with the instruction that is
+    planned for.
 
     Args:
         step_cost: by default the reward, negated.
@@ -134,7 +135,15 @@ def _refuse_translators(env: gym.Env[Any, Any]) -> None:
 
 
 def _look(imagination: ImaginationWrapper, action: np.ndarray) -> np.ndarray:
-    """The frame after a step that the wrapper does not count."""
+    """The frame after a step that no wrapper counts."""
     env = imagination.env
-    observation = env.step(action)[0]
+    observation = _observed(env, env.unwrapped.step(action)[0])
     return camera_frame(env, observation, imagination.world_model.config.image_size).copy()
+
+
+def _observed(env: gym.Env[Any, Any], observation: Any) -> Any:
+    """What the wrappers of an environment make of its own observation."""
+    if not isinstance(env, gym.Wrapper):
+        return observation
+    observation = _observed(env.env, observation)
+    return env.observation(observation) if isinstance(env, gym.ObservationWrapper) else observation

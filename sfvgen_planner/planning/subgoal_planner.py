@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
+
+import numpy as np
 
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.mpc import MPCPlanner
+from sfvgen_planner.planning.objectives import Objective
 from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
 from sfvgen_planner.planning.video_plan import VideoPlanner
+
+SubgoalObjective = Callable[[np.ndarray, str, np.ndarray], Objective]
+"""Makes an objective from the subgoal's image ``(H, W, 3)`` uint8, the instruction, and the video's
+actions ``(horizon, A)`` in env units, which rest where the video is shorter."""
 
 
 class SubgoalPlanner(BatchPlanner):
@@ -21,11 +29,29 @@ class SubgoalPlanner(BatchPlanner):
         video_planner: imagines the video and reads its actions.
         search: takes a goal image. Where it looks further ahead than the video is long, the goal
             is the video's last frame.
+        objective: of the search; by default the search's own, of the image alone.
+
+    Example:
+        >>> video_planner = VideoPlanner.from_pretrained("tabletop")
+        >>> head = video_planner.outcome_head
+        >>> def objective(image, instruction, video_actions):
+        ...     return WeightedSum(
+        ...         (1.0, GoalImage(image)),
+        ...         (0.5, LearnedSuccess(head, instruction)),
+        ...         (2.0, ActionMagnitude(reference=video_actions)),
+        ...     )
+        >>> planner = SubgoalPlanner(video_planner, MPCPlanner(), objective)
     """
 
-    def __init__(self, video_planner: VideoPlanner, search: MPCPlanner) -> None:
+    def __init__(
+        self,
+        video_planner: VideoPlanner,
+        search: MPCPlanner,
+        objective: SubgoalObjective | None = None,
+    ) -> None:
         self.video_planner = video_planner
         self.search = search
+        self.objective = objective
 
     def reset(self, imagination: ImaginationWrapper | None = None) -> None:
         """Forget the previous plan of one imagination, or of all."""
@@ -38,16 +64,32 @@ class SubgoalPlanner(BatchPlanner):
         goals: Sequence[Goal],
         seeds: Sequence[int | None],
     ) -> list[Plan]:
-        """Plan for several; the cost is the distance to the imagined subgoal.
+        """Plan for several; the cost is that of the objective.
 
         Raises:
             SfvgenError: where a goal is not an instruction.
         """
         videos = self.video_planner.plan_batch(imaginations, goals, seeds)
-        subgoals = [video.frames[: self.search.config.horizon][-1] for video in videos]
+        objectives = [
+            self._objective(imaginations[0], cast(str, goal), video)
+            for goal, video in zip(goals, videos, strict=True)
+        ]
         starts = [video.actions for video in videos]
-        plans = self.search.plan_batch(imaginations, subgoals, seeds, starts)
+        plans = self.search.search_batch(imaginations, objectives, seeds, starts)
         return [
             replace(plan, diagnostics=plan.diagnostics | video.diagnostics)
             for plan, video in zip(plans, videos, strict=True)
         ]
+
+    def _objective(
+        self, imagination: ImaginationWrapper, instruction: str, video: Plan
+    ) -> Objective:
+        horizon = self.search.config.horizon
+        image = video.frames[:horizon][-1]
+        if self.objective is None:
+            return self.search.objective(image)
+        config = imagination.world_model.config
+        rest = np.add(config.action_low, config.action_high, dtype=np.float32) / 2
+        actions = np.tile(rest, (horizon, 1))
+        actions[: len(video)] = video.actions[:horizon]
+        return self.objective(image, instruction, actions)

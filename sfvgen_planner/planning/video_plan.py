@@ -21,7 +21,7 @@ from sfvgen_planner.imagination import (
 )
 from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
 from sfvgen_planner.world_model import shipped_folder
-from sfvgen_planner.world_model.heads import load_heads
+from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 
@@ -80,8 +80,9 @@ class VideoPlanner(BatchPlanner):
         Raises:
             SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.
         """
-        heads = load_heads(shipped_folder(name_or_path))
-        return cls(heads.inverse_dynamics, config, heads.outcome_head)
+        folder = shipped_folder(name_or_path)
+        heads = load_heads(folder)
+        return cls(required_inverse_dynamics(heads, folder), config, heads.outcome_head)
 
     def reset(self, imagination: ImaginationWrapper | None = None) -> None:
         """Nothing is carried from plan to plan."""

@@ -1,7 +1,7 @@
 """What a checkpoint holds beside the video model: inverse dynamics and the outcome head."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
@@ -13,16 +13,18 @@ from sfvgen_planner.world_model.checkpoint import (
 )
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
+_Head = TypeVar("_Head", InverseDynamics, OutcomeHead)
+
 
 class Heads(NamedTuple):
     """The small models that read a video.
 
     Attributes:
-        inverse_dynamics: Reads the actions off it.
+        inverse_dynamics: Reads the actions off it; None where the checkpoint holds none.
         outcome_head: Judges it; None before it is trained.
     """
 
-    inverse_dynamics: InverseDynamics
+    inverse_dynamics: InverseDynamics | None
     outcome_head: OutcomeHead | None
 
 
@@ -30,28 +32,31 @@ def load_heads(folder: Path) -> Heads:
     """The heads of a checkpoint folder, in single precision.
 
     Raises:
-        SfvgenError: The folder holds no inverse dynamics, or a file is broken.
-    """
-    if not (folder / INVERSE_DYNAMICS_FOLDER).is_dir():
-        raise SfvgenError(
-            f"{folder / INVERSE_DYNAMICS_FOLDER} is missing: planning from video needs a "
-            "checkpoint with its inverse dynamics, as `sfvgen train` writes it"
-        )
-    with loading_errors(folder):
-        inverse = InverseDynamics.from_pretrained(
-            folder / INVERSE_DYNAMICS_FOLDER, use_safetensors=True
-        )
-    return Heads(inverse.float(), load_outcome_head(folder))
-
-
-def load_outcome_head(folder: Path) -> OutcomeHead | None:
-    """The outcome head of a checkpoint folder in single precision, None where it has none.
-
-    Raises:
         SfvgenError: A file is broken.
     """
-    if not (folder / OUTCOME_HEAD_FOLDER).is_dir():
-        return None
     with loading_errors(folder):
-        head = OutcomeHead.from_pretrained(folder / OUTCOME_HEAD_FOLDER, use_safetensors=True)
+        return Heads(
+            _load(InverseDynamics, folder / INVERSE_DYNAMICS_FOLDER),
+            _load(OutcomeHead, folder / OUTCOME_HEAD_FOLDER),
+        )
+
+
+def required_inverse_dynamics(heads: Heads, folder: Path) -> InverseDynamics:
+    """The inverse dynamics of a checkpoint, where there is no going on without.
+
+    Raises:
+        SfvgenError: The folder holds none.
+    """
+    if heads.inverse_dynamics is None:
+        raise SfvgenError(
+            f"{folder / INVERSE_DYNAMICS_FOLDER} is missing: planning from video and further "
+            "training need a checkpoint with its inverse dynamics, as `sfvgen train` writes it"
+        )
+    return heads.inverse_dynamics
+
+
+def _load(kind: type[_Head], folder: Path) -> _Head | None:
+    if not folder.is_dir():
+        return None
+    head: _Head = kind.from_pretrained(folder, use_safetensors=True)
     return head.float()

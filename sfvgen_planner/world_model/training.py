@@ -31,7 +31,7 @@ from sfvgen_planner.world_model.checkpoint import (
 from sfvgen_planner.world_model.denoiser import Denoiser, build_denoiser
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
-from sfvgen_planner.world_model.heads import load_heads
+from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
 from sfvgen_planner.world_model.held_out import held_out_metrics
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.kernels import use_trainable_attention
@@ -331,7 +331,8 @@ def success_ends(store: EpisodeStore) -> bool:
 
 def load_models(folder: Path) -> Models:
     """All that a checkpoint folder holds, in single precision."""
-    return Models(VideoWorldModel.from_pretrained(folder), *load_heads(folder))
+    model, heads = VideoWorldModel.from_pretrained(folder), load_heads(folder)
+    return Models(model, required_inverse_dynamics(heads, folder), heads.outcome_head)
 
 
 def _build_outcome_head(

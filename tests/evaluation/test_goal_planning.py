@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +19,7 @@ from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.videos import write_film_strip
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import VideoPlanner
+from sfvgen_planner.world_model.heads import Heads
 from tests.point_mass import (
     PointMassEnv,
     PointMassInverseDynamics,
@@ -75,6 +77,8 @@ def config(monkeypatch):
     gym.register(ENV_ID, entry_point=CornerEnv)
     monkeypatch.setitem(EXPERTS, CornerEnv.__module__, f"{CornerExpert.__module__}:CornerExpert")
     monkeypatch.setattr(goal_planning, "load_world_model", lambda name: Model())
+    monkeypatch.setattr(goal_planning, "shipped_folder", Path)
+    monkeypatch.setattr(goal_planning, "load_heads", lambda _: Heads(None, PointMassOutcomeHead()))
     planner = VideoPlanner(PointMassInverseDynamics(), outcome_head=PointMassOutcomeHead())
     monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda name: planner)
     yield replace(GoalPlanningConfig.of("corner", "cpu", num_episodes=5), env=ENV_ID)
@@ -150,8 +154,7 @@ def test_the_reward_that_is_searched_for_is_that_of_the_instruction(config):
 
 
 def test_a_model_without_an_outcome_head_is_told(config, monkeypatch):
-    bare = VideoPlanner(PointMassInverseDynamics())
-    monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda name: bare)
+    monkeypatch.setattr(goal_planning, "load_heads", lambda _: Heads(None, None))
     with pytest.raises(SfvgenError, match="corner has no outcome head; leave out mpc_reward"):
         list(goal_planning.measure_goal_planning(replace(config, methods=("mpc_reward",))))
 

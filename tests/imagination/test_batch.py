@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TransformAction
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import (
@@ -46,6 +47,24 @@ def alone():
             env.step(act(step, row))
         envs.append(env)
     return envs
+
+
+def test_what_an_env_clips_is_learnt_as_it_was_taken():
+    """Under a memory that learns from actions too."""
+    states = []
+    for action in (np.float32([1.5, -7.0]), np.float32([1.0, -1.0])):
+        model = tiny_world_model(action_size=2)
+        memory = EpisodicMemory(model, replace(MEMORY, conditioned=True))
+        clipping = TransformAction(PointMassEnv(), lambda action: np.clip(action, -1, 1), None)
+        env = ImaginationWrapper(clipping, model, memory)
+        env.reset(seed=0)
+        for _ in range(model.config.num_future_frames):
+            env.step(action)
+        assert len(env.memory_writes) == 1
+        states.append(memory.state())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
 
 
 def play(memory, model):

@@ -153,3 +153,31 @@ def test_pictures_are_encoded_and_nothing_else():
 
     with pytest.raises(SfvgenError, match=r"pictures of the shape \(64, 64, 3\), uint8, got Box"):
         EncodedVecEnv(DummyVecEnv([PointMassEnv]), ObservationEncoder(tiny_world_model()))
+
+
+def test_what_learnt_from_encoded_pictures_acts_in_an_environment():
+    algorithms = pytest.importorskip("stable_baselines3")
+    from sfvgen_policies import Policy
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from sfvgen_planner.imagination.sb3 import EncodedPolicy, EncodedVecEnv, SB3VecEnv
+
+    model = PointMassWorldModel()
+    encoder = ObservationEncoder(model)
+    sizes = {"buffer_size": 10, "policy_kwargs": {"net_arch": [8]}}
+    envs = EncodedVecEnv(SB3VecEnv(point_mass()), encoder)
+    agent = algorithms.SAC("MultiInputPolicy", envs, **sizes)
+    env = PointMassEnv()
+    policy = EncodedPolicy(env, agent, encoder)
+    assert isinstance(policy, Policy)
+    policy.reset(0)
+    observation, _ = env.reset(seed=0)
+    shown = encoder(env.render()[None], ["left"])
+    expected = agent.predict(shown, deterministic=True)[0][0]
+    assert policy.act(observation, "left") == pytest.approx(expected, abs=1e-6)
+    assert policy.act(observation, "right") != pytest.approx(expected, abs=1e-6)
+    drawn = EncodedPolicy(env, agent, encoder, deterministic=False)
+    assert not np.array_equal(drawn.act(observation, "left"), drawn.act(observation, "left"))
+    plain = algorithms.SAC("MlpPolicy", DummyVecEnv([PointMassEnv]), **sizes)
+    with pytest.raises(SfvgenError, match=r"this encoder shows .* or SB3Policy for a model"):
+        EncodedPolicy(env, plain, encoder)

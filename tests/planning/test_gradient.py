@@ -89,6 +89,23 @@ def test_the_best_seen_is_returned_however_far_the_steps_overshoot():
     assert min(solution.best_costs) == float(costs.min()) < solution.best_costs[-1]
 
 
+def test_what_was_found_stays_where_later_costs_are_not_finite():
+    """The steps go up to a cliff, from which on no cost is finite."""
+
+    def cost_fn(actions):
+        cost = -actions.sum((2, 3))
+        return torch.where(actions.amax((2, 3)) > 0.5, torch.nan, cost)
+
+    solver = Gradient(GradientConfig(num_samples=2, learning_rate=0.2, initial_std=1e-3))
+    solutions = solver.solve_batch(cost_fn, UNBOUNDED, 1, [0, 1], torch.zeros(2, 1, 1))
+    for solution in solutions:
+        assert 0.3 < float(solution.actions) <= 0.5
+        assert solution.best_costs[-1] == np.inf
+        assert min(solution.best_costs) == pytest.approx(-float(solution.actions))
+    with pytest.raises(SfvgenError, match="no candidate has a finite cost"):
+        solver.solve_batch(cost_fn, UNBOUNDED, 1, [0, 1], torch.tensor([[[0.0]], [[1.0]]]))
+
+
 def test_works_where_gradients_are_off():
     problem = DoubleIntegrator()
     with torch.no_grad():

@@ -13,8 +13,10 @@ from sfvgen_planner.planning import (
     CEM,
     ICEM,
     MPPI,
+    ActionMagnitude,
     CEMConfig,
     GoalImage,
+    LearnedSuccess,
     MPCConfig,
     MPCPlanner,
     Plan,
@@ -24,8 +26,10 @@ from sfvgen_planner.planning import (
     TaskReward,
     VideoPlanConfig,
     VideoPlanner,
+    WeightedSum,
     act_batch,
 )
+from sfvgen_planner.planning.policy import departure
 from tests.point_mass import (
     DIRECTIONS,
     SPEED,
@@ -196,6 +200,50 @@ def test_policy_plans_again_when_the_world_departs_from_the_imagined(imagination
         assert planned_at(policy) == expected
 
 
+def squares(*corners):
+    """A grey table with a white square of 6x6 pixels at each corner."""
+    picture = np.full((64, 64, 3), 100, np.uint8)
+    for row, column in corners:
+        picture[row : row + 6, column : column + 6] = 230
+    return picture
+
+
+def test_a_small_thing_in_another_place_is_a_departure():
+    imagined = squares((10, 10), (40, 40))
+    for corner in ((10, 18), (20, 10), (0, 58), (50, 3)):
+        moved = squares(corner, (40, 40))
+        # Its contrast, with none of the picture around it.
+        assert departure(moved, imagined) == departure(imagined, moved) == 130
+        assert departure(moved, imagined) > PolicyConfig().max_departure
+        # All of the picture together would hardly tell.
+        assert np.sqrt(np.square(moved.astype(float) - imagined).mean()) < 20
+    assert departure(squares((40, 40)), imagined) > 100  # it is gone
+
+
+def test_a_pixel_off_and_noise_are_no_departure():
+    imagined = squares((10, 10))
+    assert departure(squares((11, 9)), imagined) == 0
+    noise = np.random.default_rng(0).normal(0, 25, imagined.shape)
+    noisy = np.clip(imagined + noise, 0, 255).astype(np.uint8)
+    assert 15 < departure(noisy, imagined) < 40
+    assert departure(imagined, imagined) == 0
+
+
+def test_policy_plans_again_as_it_comes_when_something_moved(imagination):
+    planner = VideoPlanner(PointMassInverseDynamics())
+    policy = PlanningPolicy(imagination, planner)
+    stubborn = PlanningPolicy(imagination, planner, PolicyConfig(max_departure=None))
+    for own, pushed, expected in ((policy, 0.3, [0, 5]), (policy, 0, [0]), (stubborn, 0.3, [0])):
+        observation, _ = imagination.reset(seed=0)
+        own.reset(seed=0)
+        for step in range(7):
+            observation = imagination.step(own.act(observation, "right"))[0]
+            if step == 4:
+                imagination.unwrapped.position += np.float32([0, pushed])
+                imagination._observe(imagination.unwrapped.position)
+        assert planned_at(own) == expected
+
+
 def test_policy_closes_the_loop_on_the_real_frame(imagination):
     # A small push is no reason to plan again, but the next action makes up for it.
     policy = PlanningPolicy(
@@ -327,6 +375,44 @@ def test_plans_made_together_are_those_made_alone(several, kind, num_calls):
     plans = planner.plan_batch(several[::-1], TEXTS[::-1], [1, 1, 1])[::-1]
     for row in range(3):
         assert_equal_plans(plans[row], alone[row].plan(several[row], TEXTS[row], seed=1))
+
+
+@pytest.mark.parametrize("num_frames", [3, 5])
+def test_a_subgoal_is_made_of_the_image_the_instruction_and_the_videos_actions(
+    imagination, num_frames
+):
+    video_planner = VideoPlanner(PointMassInverseDynamics(), VideoPlanConfig(num_frames=num_frames))
+    video = video_planner.plan(imagination, "left", seed=0)
+    made = []
+
+    def planned(*weights):
+        def objective(image, instruction, video_actions):
+            made.append((image, instruction, video_actions))
+            terms = (
+                GoalImage(image),
+                LearnedSuccess(PointMassOutcomeHead(), {"left": "down"}[instruction]),
+                ActionMagnitude(reference=video_actions / 2),
+            )
+            return WeightedSum(*zip(weights, terms, strict=True))
+
+        search = MPCPlanner(SOLVER, config=MPCConfig(horizon=4, action_block=1))
+        plan = SubgoalPlanner(video_planner, search, objective).plan(imagination, "left", seed=0)
+        return plan.actions
+
+    # Each of them alone, and all together.
+    way = SPEED * min(num_frames, 4)
+    assert SPEED * planned(1, 0, 0).sum(axis=0) == pytest.approx([-way, 0], abs=0.02)
+    assert (planned(0, 1, 0)[:, 1] > 0.8).all()
+    shown = np.zeros((4, 2))
+    shown[:num_frames] = video.actions[:4]
+    assert planned(0, 0, 1) == pytest.approx(shown / 2, abs=0.15)
+    together = planned(0, 1, 0.2).mean(axis=0)
+    assert together[0] < -0.2
+    assert together[1] > 0.2
+    for image, instruction, actions in made:
+        assert np.array_equal(image, video.frames[:4][-1])
+        assert instruction == "left"
+        assert np.array_equal(actions, shown.astype(np.float32))
 
 
 def test_a_solver_of_one_problem_plans_for_one_environment(several):

@@ -14,7 +14,7 @@ from sfvgen_planner.planning import (
     SearchConfig,
     SimulatorPlanner,
 )
-from tests.point_mass import SPEED, PointMassEnv, PointMassWorldModel
+from tests.point_mass import SIZE, SPEED, PointMassEnv, PointMassWorldModel, draw
 
 SOLVER = CEM(CEMConfig(num_samples=64, num_elites=8, num_iterations=8))
 
@@ -113,6 +113,35 @@ def test_it_runs_as_a_policy_that_plans_again(imagination):
         observation, _, _, _, info = imagination.step(action)
     assert [record.step for record in policy.plans] == [0, 2]
     assert imagination.unwrapped.position[0] > start[0] + 3.6 * SPEED
+
+
+def test_a_time_limit_counts_the_steps_that_are_taken_alone():
+    imagination = imagination_of(
+        gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TimeLimit(Simulator(), 10))
+    )
+    planner = SimulatorPlanner(solver=SOLVER, config=SearchConfig(horizon=4))
+    policy = PlanningPolicy(imagination, planner, PolicyConfig(num_executed_steps=2))
+    observation, info = imagination.reset(seed=0)
+    policy.reset(seed=0)
+    truncated, num_steps = False, 0
+    while not truncated:
+        action = policy.act(observation, info["instruction"])
+        observation, _, _, truncated, info = imagination.step(action)
+        num_steps += 1
+    assert num_steps == info["episode"]["l"] == 10
+    assert len(policy.plans) == 5
+
+
+def test_it_sees_what_wrappers_make_of_an_observation():
+    space = gym.spaces.Dict(image=gym.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8))
+    upside_down = gym.wrappers.TransformObservation(
+        Simulator(render_mode=None), lambda position: {"image": draw(position)[::-1]}, space
+    )
+    imagination = imagination_of(upside_down)
+    plan = SimulatorPlanner(solver=SOLVER, config=SearchConfig(4)).plan(imagination, "right", 0)
+    for action, frame in zip(plan.actions, plan.frames, strict=True):
+        imagination.step(action)
+        assert np.array_equal(imagination.past_frames[-1], frame)
 
 
 def test_an_environment_without_states_or_with_longer_steps_is_refused(imagination):

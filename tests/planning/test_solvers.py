@@ -137,6 +137,14 @@ def test_solvers_refuse_misfits(solver):
         solver.solve(lambda a: a.sum((1, 2)), gym.spaces.Box(-1, 1, (2, 2)), 3)
 
 
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Discrete(4), gym.spaces.MultiDiscrete([3, 3]), gym.spaces.MultiBinary(2)]
+)
+def test_other_action_spaces_are_refused(space):
+    with pytest.raises(SfvgenError, match=r"need a Box of the shape \(A,\), got (Multi|Discrete)"):
+        CEM().solve(lambda a: a.sum((1, 2)), space, 3)
+
+
 @pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
 def test_an_action_that_cannot_move_stays(solver):
     space = gym.spaces.Box(np.float32([-1, 3]), np.float32([1, 3]))
@@ -211,6 +219,19 @@ def test_a_batch_in_pieces_finds_the_same(solver):
         assert torch.allclose(solution.actions, same.actions, atol=1e-6)
     assert max(sizes) == 6
     assert sum(sizes) == evaluated
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_a_piece_has_a_candidate_of_each_environment(solver):
+    sizes = set()
+
+    def cost_fn(actions):
+        sizes.add(tuple(actions.shape[:2]))
+        return actions.square().sum((2, 3))
+
+    limited = type(solver)(replace(solver.config, max_batch_size=2))
+    limited.solve_batch(cost_fn, BOUNDED, 3, range(5))
+    assert sizes == {(5, 1)}
 
 
 @pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)

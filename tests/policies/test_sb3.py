@@ -93,6 +93,24 @@ def test_what_does_not_fit_is_refused(model: Any) -> None:
         policy.act(np.zeros((20, 20, 3), np.uint8))
 
 
+def test_other_observations_are_refused_at_once(model: Any) -> None:
+    encoded = gym.spaces.Dict(latents=gym.spaces.Box(-np.inf, np.inf, (4, 8, 8)))
+    blind = CameraEnv(as_dict=False)
+    blind.observation_space = gym.spaces.Box(-1, 1, (7,))
+    learnt = CountingModel()
+    for env, wanted in (
+        (CameraEnv(as_dict=True), encoded),
+        (CameraEnv(as_dict=False), encoded),
+        (blind, model.observation_space),
+        (CameraEnv(as_dict=True), gym.spaces.Box(0, 255, (20, 20, 3), np.uint8)),
+    ):
+        learnt.observation_space = wanted
+        with pytest.raises(ValueError, match=r"trained on the observations .* use EncodedPolicy"):
+            SB3Policy(env, learnt)
+    learnt.observation_space = encoded
+    SB3Policy(blind, learnt, observation_space=encoded)
+
+
 def test_an_env_of_double_precision_gets_actions_within_its_bounds(model: Any) -> None:
     env = CameraEnv(as_dict=False)
     env.action_space = gym.spaces.Box(-2, 2, (3,), np.float64)

@@ -5,6 +5,7 @@ import torch
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.outcome_learning import (
     OutcomeBatch,
@@ -20,6 +21,17 @@ INSTRUCTIONS = ["", "put the red cube on the blue pad", "put the red cube on the
 # in success; the second does without instruction for 5 steps and without a verdict for the rest.
 TOLD = [1] * 6 + [2] * 4 + [0] + [0] * 5 + [1] * 5 + [0]
 SUCCESSES = [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, -1] + [1] * 5 + [-1] * 6
+
+
+def test_it_loads_from_a_checkpoint_without_inverse_dynamics(tmp_path):
+    head = OutcomeHead(4, 4, 10, 8, 1)
+    head.save_pretrained(tmp_path / "outcome_head")
+    heads = load_heads(tmp_path)
+    assert heads.inverse_dynamics is None
+    assert heads.outcome_head is not None
+    for name, value in head.state_dict().items():
+        assert torch.equal(heads.outcome_head.state_dict()[name], value)
+    assert load_heads(tmp_path / "nothing") == (None, None)
 
 
 def recipe(batch_size=256, latent_noise=0.0):

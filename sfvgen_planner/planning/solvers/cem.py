@@ -45,8 +45,8 @@ class CEMConfig:
             0 is white, and the larger it is the smoother are the candidates.
         return_best: return the best candidate of the last iteration rather than the mean.
         max_batch_size: candidates in one call of the cost function, those of all environments
-            together; all by default. Where the rollouts are cheap, batches that fit into the
-            processor's cache are faster.
+            together, but at least one of each; all by default. Where the rollouts are cheap,
+            batches that fit into the processor's cache are faster.
     """
 
     num_samples: int = 64

@@ -28,7 +28,8 @@ class Solution:
     Attributes:
         actions: ``(T, A)`` float32 within the action space.
         std: spread ``(T, A)`` that the search ended with, in env units.
-        best_costs: lowest cost among the candidates of each iteration.
+        best_costs: lowest cost among the candidates of each iteration; infinite where no cost was
+            finite, which the gradient solver alone lets pass.
         num_evaluations: candidates whose cost was computed.
     """
 
@@ -127,8 +128,8 @@ class Bounds:
 
     def __init__(self, space: gym.spaces.Box, horizon: int) -> None:
         require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
-        if space.shape is None or len(space.shape) != 1:
-            raise SfvgenError(f"Solvers need a Box of shape (A,), got the shape {space.shape}")
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise SfvgenError(f"Solvers need a Box of the shape (A,), got {space}")
         low, high = (
             torch.from_numpy(limit).repeat(horizon, 1) for limit in _single_precision(space)
         )
@@ -186,7 +187,7 @@ def _single_precision(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pieces(candidates: torch.Tensor, max_batch_size: int | None) -> tuple[torch.Tensor, ...]:
-    """Candidates ``(E, N, T, A)`` in as many of each environment as make a batch."""
+    """Candidates ``(E, N, T, A)`` in as many of each environment as make a batch, at least one."""
     num_envs, num_samples = candidates.shape[:2]
     return candidates.split(max(1, (max_batch_size or num_envs * num_samples) // num_envs), dim=1)
 
@@ -194,25 +195,32 @@ def pieces(candidates: torch.Tensor, max_batch_size: int | None) -> tuple[torch.
 def evaluate(
     cost_fn: BatchCostFunction, candidates: torch.Tensor, max_batch_size: int | None
 ) -> torch.Tensor:
-    """Costs ``(E, N)`` of candidates ``(E, N, T, A)``, ranked; see :func:`ranked`."""
-    costs = []
-    for piece in pieces(candidates, max_batch_size):
-        costs.append(torch.as_tensor(cost_fn(piece)))
-        check_costs(costs[-1], piece.shape[:2])
-    return ranked(costs[0] if len(costs) == 1 else torch.cat(costs, dim=1))
-
-
-def ranked(costs: torch.Tensor) -> torch.Tensor:
-    """Costs ``(E, N)`` on the CPU, float64, with whatever is not finite ranking last.
+    """Costs ``(E, N)`` of candidates ``(E, N, T, A)``, ranked; see :func:`ranked`.
 
     Raises:
         SfvgenError: where no candidate of an environment has a finite cost.
     """
+    costs = []
+    for piece in pieces(candidates, max_batch_size):
+        costs.append(torch.as_tensor(cost_fn(piece)))
+        check_costs(costs[-1], piece.shape[:2])
+    found = ranked(costs[0] if len(costs) == 1 else torch.cat(costs, dim=1))
+    check_finite(found.amin(dim=1))
+    return found
+
+
+def ranked(costs: torch.Tensor) -> torch.Tensor:
+    """Costs ``(E, N)`` on the CPU, float64, with whatever is not finite ranking last."""
     # Double precision, because costs may differ by little of their size.
     costs = costs.detach().cpu().double()
-    finite = torch.isfinite(costs)
-    require(bool(finite.any(dim=1).all()), "no candidate has a finite cost; check the objective")
-    return torch.where(finite, costs, torch.inf)
+    return torch.where(torch.isfinite(costs), costs, torch.inf)
+
+
+def check_finite(lowest: torch.Tensor) -> None:
+    """Refuse to go on where the lowest cost ``(E,)`` of an environment is none."""
+    require(
+        bool(torch.isfinite(lowest).all()), "no candidate has a finite cost; check the objective"
+    )
 
 
 def check_costs(costs: torch.Tensor, shape: torch.Size) -> None:

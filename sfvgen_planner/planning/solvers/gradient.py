@@ -16,6 +16,7 @@ from sfvgen_planner.planning.solvers.common import (
     Solution,
     check_costs,
     check_counts,
+    check_finite,
     check_spreads,
     make_generators,
     pieces,
@@ -36,9 +37,10 @@ class GradientConfig:
         num_samples: starts, optimised side by side.
         num_iterations: evaluations of every start, with a step between each and the next.
         learning_rate: about the length of the first steps.
-        initial_std: spread of the starts around the first one; 0 or more.
+        initial_std: spread of the starts around the first one; more than 0.
         max_batch_size: candidates in one call of the cost function, those of all environments
-            together, which bounds the memory that the gradients need; all by default.
+            together, but at least one of each, which bounds the memory that the gradients need;
+            all by default.
     """
 
     num_samples: int = 8
@@ -60,7 +62,8 @@ class Gradient(BatchSolver):
     """Projected Adam (Kingma and Ba, 2015) on several action sequences; the best one seen counts.
 
     Each step is followed by clamping to the action space, so an optimum on its border is reached.
-    A start whose cost is not finite ranks last, and one whose gradient is not finite gets none.
+    A start whose cost is not finite ranks last, and one whose gradient is not finite gets none:
+    where the steps lead to where no cost is finite, what was found before counts.
     The cost function must be differentiable with respect to the candidates.
     """
 
@@ -102,6 +105,7 @@ class Gradient(BatchSolver):
             optimiser.step()
             candidates = bounds.clamp(bounds.middle + bounds.scale * offsets)
             offsets.copy_((candidates - bounds.middle) / bounds.scale)
+        check_finite(best_cost)
         num_evaluations = config.num_samples * config.num_iterations
         return solutions(best, spread(candidates), best_costs, num_evaluations)
 
