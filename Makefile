@@ -17,7 +17,7 @@ demo: $(READY) ## Plan a few episodes with the shipped model, memory on and off 
 	@echo "Open runs/demo/report.html; the figures are in runs/demo/summary.json."
 
 test: $(READY) ## Run the tests
-	$(BIN)/pytest -n $(JOBS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -342,7 +342,7 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
     tmp_path, tiny_checkpoint, looped_checkpoint, quick
 ):
     """Ours after the loop, over the paper's before it, each as the closed loop measures it."""
-    sizes = {"num_episodes": 2, "no_loop_model": str(tiny_checkpoint)}
+    sizes = {"num_episodes": 1, "no_loop_model": str(tiny_checkpoint)}
     rows = run(tmp_path / "a.json", looped_checkpoint, ["distance_ratio_no_loop"], **sizes)
     ratio = rows.pop()
     looped, plain = (
@@ -351,7 +351,7 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
             checkpoint,
             ["closed_loop_distance_m"],
             variants=(variant,),
-            num_episodes=2,
+            num_episodes=1,
         )
         for checkpoint, variant in ((looped_checkpoint, "ours"), (tiny_checkpoint, "paper"))
     )
@@ -369,7 +369,7 @@ def test_workers_and_episodes_side_by_side_return_what_one_returns(tmp_path, loo
     # Each memory learns what it learns wherever and after whichever episode it is played.
     names, found = ["closed_loop_distance_m"], []
     for setting in ({}, {"num_workers": 2}, {"num_envs": 2}):
-        sizes = {"num_episodes": 2, "variants": ("ours",), **setting}
+        sizes = {"num_episodes": 2, "variants": ("ours",), "num_noise_draws": 1, **setting}
         rows = run(tmp_path / f"{len(found)}.json", looped_checkpoint, names, **sizes)
         found.append([(row["name"], row["value"], *row["ci95"]) for row in rows])
     assert found[0] == found[1]
