@@ -26,14 +26,10 @@ class PolicyConfig:
     Attributes:
         num_executed_steps: steps of a plan that are executed; one chunk of the model by default.
         max_departure: plan again when the :func:`departure` of the present frame from the imagined
-            one exceeds this many grey levels (of 255); ``None`` never does. In 29 episodes of the
-            video planner on the tabletop, with the models that come with the package, it was above
-            85 in 5 of 297 frames of 20 episodes, and in 67 of 190 of the 9 others, as where a cube
-            slipped out of the gripper. With a cube moved by its own width of 4 cm or 6 pixels it
-            was above in 149 of 166 frames, by 6 cm in 164. The two overlap: no threshold tells all
-            of them apart.
-        min_executed_steps: steps of a plan that are executed before a departure counts, which
-            bounds the number of plans where the model keeps imagining what does not happen.
+            one exceeds this many grey levels (of 255); ``None`` never does. Chosen on episodes of
+            the table task, so that a cube which is its own width from where it was imagined is
+            mostly noticed; where the picture is imprecise, so are ordinary errors: no threshold
+            tells all of them apart.
     """
 
     num_executed_steps: int | None = None
