@@ -30,6 +30,8 @@ class PolicyConfig:
             the table task, so that a cube which is its own width from where it was imagined is
             mostly noticed; where the picture is imprecise, so are ordinary errors: no threshold
             tells all of them apart.
+        min_executed_steps: steps of a plan that are executed before a departure counts, which
+            bounds the number of plans where the model keeps imagining what does not happen.
     """
 
     num_executed_steps: int | None = None
