@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import Imagination, ImaginationWrapper
+from sfvgen_planner.imagination import Imagination
 from sfvgen_planner.planning import (
     CEM,
     ActionChange,
@@ -24,22 +24,13 @@ from sfvgen_planner.planning import (
 from sfvgen_planner.planning.objectives.goal_image import pyramid_energy
 from tests.point_mass import (
     SPEED,
-    PointMassEnv,
     PointMassOutcomeHead,
-    PointMassWorldModel,
     draw,
     locate,
 )
 
 HEAD = PointMassOutcomeHead()
 SOLVER = CEM(CEMConfig(num_samples=64, num_elites=8, num_iterations=8))
-
-
-@pytest.fixture
-def imagination():
-    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel())
-    env.reset(seed=0)
-    return env
 
 
 def acted(actions, low, high):

@@ -44,13 +44,6 @@ from tests.point_mass import (
 SOLVER = CEM(CEMConfig(num_samples=64, num_elites=8, num_iterations=8))
 
 
-@pytest.fixture
-def imagination():
-    env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel())
-    env.reset(seed=0)
-    return env
-
-
 def test_mpc_with_the_task_reward_goes_where_it_is_told(imagination):
     objective = partial(TaskReward, PointMassOutcomeHead())
     planner = MPCPlanner(SOLVER, objective, MPCConfig(horizon=4))
