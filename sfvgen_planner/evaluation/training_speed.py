@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +22,7 @@ from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.recipe import Optimisation, WorldModelRecipe
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective, slow_batches
-from sfvgen_planner.world_model.trainer import LOG_EVERY, train
+from sfvgen_planner.world_model.trainer import LOG_EVERY, begin_training, train
 from sfvgen_planner.world_model.training import prepare_denoiser
 
 PROFILE_FILE = "training_profile.txt"
@@ -92,10 +91,7 @@ class TrainingSpeed:
 
     def __init__(self, model: VideoWorldModel, config: SpeedConfig) -> None:
         self._config = config
-        torch.set_float32_matmul_precision("high")
-        self._accelerator = Accelerator(
-            mixed_precision="bf16" if config.on_gpu else "no", cpu=not config.on_gpu
-        )
+        self._accelerator = begin_training(0, "bf16" if config.on_gpu else "no")
         self._model = model.to(self._accelerator.device)
         self._table = _random_table(self._model)
         self._objective = SlowObjective(self._model)
@@ -103,10 +99,15 @@ class TrainingSpeed:
         self.flops_per_sample = self._count_flops()
 
     def samples_per_second(self) -> list[float]:
-        """Windows a second as the trainer logs them, without its first, compiling steps."""
+        """Windows a second as the trainer logs them, without its first, compiling steps.
+
+        Of several processes together, which must all call this; only the main one knows.
+        """
         steps = LOG_EVERY * (1 + self._config.num_timed_runs)
         with tempfile.TemporaryDirectory() as folder:
             self._train(steps, Path(folder), lambda: None)
+            if not self._accelerator.is_main_process:
+                return []
             lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["samples_per_second"] for line in lines[1:]]
 
