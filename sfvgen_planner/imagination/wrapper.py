@@ -57,7 +57,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             ``None`` imagines from the context window alone, also where the model has a memory.
         bank: records every episode with its memory, chunk by chunk; where an episode begins with
             the scene of an earlier one, it starts from that one's memory instead of an empty one,
-            and ``recalled`` tells which. Needs a memory.
+            and ``recalled`` tells which. One opened with ``mode="r"`` records nothing. Needs a
+            memory.
         memory_index: which of the memory's ``num_memories`` is this env's own. Envs that share a
             world model and a memory are stepped together by :func:`step_batch` and imagine
             together by :func:`imagine_batch`.
@@ -145,7 +146,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self._observe(observation)
         self._instruction = told_instruction(info)
         if self.bank is not None:
-            self._begin_recording(self.bank)
+            self._recall(self.bank)
         return observation, info
 
     def step(self, action: Any) -> StepResult:
@@ -213,7 +214,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             [seed],
         )[0]
 
-    def _begin_recording(self, bank: MemoryBank) -> None:
+    def _recall(self, bank: MemoryBank) -> None:
+        """Start from an earlier episode of the scene, if any; begin to record, if asked to."""
         assert self.memory is not None
         if self._recording is not None:
             self._recording.close()
@@ -222,7 +224,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.recalled = nearest if nearest is not None and nearest.is_same_scene else None
         if self.recalled is not None:
             self.memory.load(self.recalled.state(), self.memory_index)
-        self._recording = bank.begin(frame)
+        if bank.mode == "a":
+            self._recording = bank.begin(frame)
 
     def _advance(self, action: Any) -> StepResult:
         """Step the env and observe one frame; a chunk that is complete now waits to be written."""

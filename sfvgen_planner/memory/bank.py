@@ -110,6 +110,7 @@ class MemoryBank:
             f"same_scene_distance must not be negative, got {same_scene_distance}",
         )
         self.path = Path(path)
+        self.mode = mode
         self.world_model = world_model
         self.max_bytes = max_bytes
         self.same_scene_distance = same_scene_distance

@@ -32,7 +32,7 @@ from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.fast_sampling import FastSampling
 from sfvgen_planner.world_model.kernels import use_fast_kernels
 from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
-from sfvgen_planner.world_model.pixels import as_tensor, decode_latents, encode_frames
+from sfvgen_planner.world_model.pixels import as_tensor, check_frames, decode_latents, encode_frames
 from sfvgen_planner.world_model.sampling import denoise_chunk
 from sfvgen_planner.world_model.sampling_options import SamplingOptions
 
@@ -248,7 +248,16 @@ class VideoWorldModel(DiffusionPipeline):
         Raises:
             SfvgenError: The frames are not uint8 or not of the model's size.
         """
-        return encode_frames(self.vae, frames, self.config.image_size, self.device)
+        pixels = check_frames(frames, self.config.image_size)
+        batch, num_frames = pixels.shape[:2]
+        latents = self._batches.run(
+            "encode",
+            self.vae,
+            partial(encode_frames, self.vae),
+            pixels.to(self.device).flatten(0, 1),
+            max_batch_size=None,
+        )
+        return latents.unflatten(0, (batch, num_frames)).transpose(1, 2)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -9,26 +9,30 @@ from torch import Tensor
 from sfvgen_planner.errors import SfvgenError
 
 
-def encode_frames(vae: Any, frames: np.ndarray | Tensor, side: int, device: torch.device) -> Tensor:
-    """Frames uint8 `(batch, frames, side, side, 3)` to latents `(batch, channels, frames, h, w)`.
-
-    Latents are float32 on `device`, shifted and scaled to about zero mean and unit variance.
+def check_frames(frames: np.ndarray | Tensor, side: int) -> Tensor:
+    """Frames as a tensor.
 
     Raises:
-        SfvgenError: The frames are not uint8 or not of the model's size.
+        SfvgenError: They are not uint8 `(batch, frames, side, side, 3)`, or there is none.
     """
     pixels = frames if isinstance(frames, Tensor) else as_tensor(frames)
-    if pixels.dtype != torch.uint8 or pixels.dim() != 5 or pixels.shape[2:] != (side, side, 3):
+    fitting = pixels.dim() == 5 and pixels.shape[2:] == (side, side, 3) and pixels.numel() > 0
+    if pixels.dtype != torch.uint8 or not fitting:
         raise SfvgenError(
             f"frames must be uint8 of shape (batch, frames, {side}, {side}, 3), "
             f"got {pixels.dtype} of shape {tuple(pixels.shape)}"
         )
-    batch, num_frames = pixels.shape[:2]
-    images = pixels.to(device).flatten(0, 1).permute(0, 3, 1, 2)
-    images = images.to(vae.dtype) / 127.5 - 1
+    return pixels
+
+
+def encode_frames(vae: Any, frames: Tensor) -> Tensor:
+    """Single frames uint8 `(N, H, W, 3)` to latents `(N, channels, h, w)`.
+
+    Latents are float32, shifted and scaled to about zero mean and unit variance.
+    """
+    images = frames.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
     shift = vae.config.get("shift_factor") or 0
-    latents = (encode_images(vae, images) - shift) * vae.config.scaling_factor
-    return latents.float().unflatten(0, (batch, num_frames)).transpose(1, 2)
+    return ((encode_images(vae, images) - shift) * vae.config.scaling_factor).float()
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:

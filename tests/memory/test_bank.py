@@ -506,7 +506,15 @@ def test_an_episode_of_a_known_scene_starts_from_its_memory(tmp_path):
         assert_same(memory.state(), states[-1])
         env.close()
     # Neither short episode left anything behind.
-    assert len(MemoryBank(tmp_path, model, mode="r")) == 1
+    reader = MemoryBank(tmp_path, model, same_scene_distance=1e-3, mode="r")
+    assert len(reader) == 1
+    env = ImaginationWrapper(RandomPictureEnv(), model, memory, bank=reader)
+    env.reset(seed=0)
+    assert_same(memory.state(), states[-1])
+    for action in actions:
+        env.step(action)
+    env.close()
+    assert len(list((tmp_path / "episodes").iterdir())) == 1  # it only looked
     with pytest.raises(SfvgenError, match="give a memory"):
         ImaginationWrapper(RandomPictureEnv(), model, bank=bank)
 

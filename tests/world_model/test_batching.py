@@ -102,3 +102,15 @@ def test_what_is_imagined_does_not_depend_on_the_pieces(common_noise):
     model.max_batch_size = 0
     with pytest.raises(SfvgenError, match="max_batch_size must be at least 1, got 0"):
         imagine()
+
+
+def test_frames_are_encoded_in_pieces_that_fit():
+    model = tiny_world_model()
+    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 64, 3), dtype=np.uint8)
+    sizes = []
+    model.vae.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    latents = model.encode(frames)
+    assert sizes == [CPU_BATCH_SIZE, 80 - CPU_BATCH_SIZE]
+    assert torch.allclose(latents[1:, :, 30:], model.encode(frames[1:, 30:]), atol=1e-5)
+    with pytest.raises(SfvgenError, match=r"frames must be uint8 .* \(2, 0, 64, 64, 3\)"):
+        model.encode(frames[:, :0])
