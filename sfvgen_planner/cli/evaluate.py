@@ -322,7 +322,8 @@ def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help="video_plan, mpc_reward, mpc, expert, random (default: all)",
+        help="video_plan, mpc_reward, mpc, mpc_distance, expert, random (default: all but "
+        "mpc_distance, for which the model needs a temporal distance)",
     )
     parser.add_argument(
         "--num-candidates", type=int, metavar="N", help="of an iteration of the search"

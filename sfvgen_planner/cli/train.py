@@ -10,8 +10,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "train",
         help="train a world model from recorded episodes",
         description="Train the stages of a recipe one after another: autoencoder, world model, "
-        "inverse dynamics, outcome head. The same command goes on after an interruption. Several "
-        "processes: accelerate launch -m sfvgen_planner train ...",
+        "inverse dynamics, outcome head, temporal distance. The same command goes on after an "
+        "interruption. Several processes: accelerate launch -m sfvgen_planner train ...",
     )
     add_recipe_arguments(parser, "world_model.prediction=epsilon")
     parser.add_argument(

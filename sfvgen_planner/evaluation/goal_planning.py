@@ -30,6 +30,7 @@ from sfvgen_planner.evaluation.searches import check_num_candidates, plans_per_s
 from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning import (
+    LearnedDistance,
     MPCConfig,
     MPCPlanner,
     PlanningPolicy,
@@ -42,9 +43,15 @@ from sfvgen_planner.planning.policy import PlanRecord
 from sfvgen_planner.world_model import load_world_model, shipped_folder
 from sfvgen_planner.world_model.heads import load_heads
 
-METHODS = ("video_plan", "mpc_reward", "mpc", "expert", "random")
-"""A video of the instruction and its actions, searches for the instruction's reward and towards the
-goal image, and the bounds."""
+METHODS = ("video_plan", "mpc_reward", "mpc", "mpc_distance", "expert", "random")
+"""A video of the instruction and its actions, searches for the instruction's reward, towards the
+goal image and for the least temporal distance from it, and the bounds."""
+_BY_DEFAULT = tuple(name for name in METHODS if name != "mpc_distance")
+_SEARCHED_FOR = {
+    "mpc_reward": "predicted reward",
+    "mpc": "goal image",
+    "mpc_distance": "temporal distance",
+}
 _SEEDS_PER_EPISODE = 4
 
 
@@ -55,7 +62,8 @@ class GoalPlanningConfig(EvaluationConfig):
     Attributes:
         env: Gymnasium id of what the model was trained in, also ``module:id``.
         env_kwargs: of `gymnasium.make`.
-        methods: names of `METHODS`; all by default.
+        methods: names of `METHODS`; by default all but `mpc_distance`, for which a model needs a
+            temporal distance.
         num_planned_episodes: on which the expert succeeds, the same for each method.
         num_candidates: action sequences in each iteration of the search.
         num_iterations: of the search.
@@ -67,7 +75,7 @@ class GoalPlanningConfig(EvaluationConfig):
 
     env: str = ""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = _BY_DEFAULT
     num_planned_episodes: int = 50
     num_candidates: int = 64
     num_iterations: int = 4
@@ -93,7 +101,7 @@ def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
         outcomes = expert_outcomes(env, config, seen.image_size)
         goals = {seed: frame for seed, (success, frame) in outcomes.items() if success}
         fields = {"env": config.env, "env_kwargs": dict(config.env_kwargs)}
-        for name in config.methods or METHODS:
+        for name in config.methods:
             if name == "expert":
                 rates = [float(success) for success, _ in outcomes.values()]
                 seeds, figures = list(outcomes), {"success_rate": rates}
@@ -166,7 +174,7 @@ class _Player:
         if not self._policies:
             self._open()
         policies = self._policies[: len(seeds)]
-        if self._name == "mpc":
+        if self._name in ("mpc", "mpc_distance"):
             for policy, seed in zip(policies, seeds, strict=True):
                 policy.goal = self._goals[seed]
         episodes = play_side_by_side(policies, seeds)
@@ -229,6 +237,13 @@ def _planner(name: str, config: GoalPlanningConfig) -> tuple[BatchPlanner, Polic
         require(head is not None, f"{config.model} has no outcome head; leave out mpc_reward")
         assert head is not None
         search.objective = partial(TaskReward, head)
+    if name == "mpc_distance":
+        distance = load_heads(shipped_folder(config.model)).temporal_distance
+        require(
+            distance is not None, f"{config.model} has no temporal distance; leave out mpc_distance"
+        )
+        assert distance is not None
+        search.objective = partial(LearnedDistance, distance)
     return search, often
 
 
@@ -239,7 +254,7 @@ def _settings(name: str, config: GoalPlanningConfig) -> dict[str, Any]:
         return {}
     return {
         "model": config.model,
-        "objective": "goal image" if name == "mpc" else "predicted reward",
+        "objective": _SEARCHED_FOR[name],
         "num_candidates": config.num_candidates,
         "num_iterations": config.num_iterations,
     }

@@ -16,6 +16,7 @@ from sfvgen_planner.errors import SfvgenError
 MANIFEST = "manifest.json"
 INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
 OUTCOME_HEAD_FOLDER = "outcome_head"
+TEMPORAL_DISTANCE_FOLDER = "temporal_distance"
 MEMORY_FOLDER = "memory"
 """Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the video model: inverse dynamics and the outcome head."""
+"""What a checkpoint holds beside the video model: inverse dynamics and the heads on its latents."""
 
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -9,11 +9,13 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
     OUTCOME_HEAD_FOLDER,
+    TEMPORAL_DISTANCE_FOLDER,
     loading_errors,
 )
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
+from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 
-_Head = TypeVar("_Head", InverseDynamics, OutcomeHead)
+_Head = TypeVar("_Head", InverseDynamics, OutcomeHead, TemporalDistance)
 
 
 class Heads(NamedTuple):
@@ -22,10 +24,12 @@ class Heads(NamedTuple):
     Attributes:
         inverse_dynamics: Reads the actions off it; None where the checkpoint holds none.
         outcome_head: Judges it; None before it is trained.
+        temporal_distance: Tells how far it is from a goal image; None before it is trained.
     """
 
     inverse_dynamics: InverseDynamics | None
     outcome_head: OutcomeHead | None
+    temporal_distance: TemporalDistance | None
 
 
 def load_heads(folder: Path) -> Heads:
@@ -38,6 +42,7 @@ def load_heads(folder: Path) -> Heads:
         return Heads(
             _load(InverseDynamics, folder / INVERSE_DYNAMICS_FOLDER),
             _load(OutcomeHead, folder / OUTCOME_HEAD_FOLDER),
+            _load(TemporalDistance, folder / TEMPORAL_DISTANCE_FOLDER),
         )
 
 

@@ -5,7 +5,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.world_model.latent_blocks import Reader, ResidualBlock, require_latents
 
 
 class OutcomeHead(ModelMixin, ConfigMixin):
@@ -47,10 +47,12 @@ class OutcomeHead(ModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(latent_channels, hidden_size, kernel_size=3, padding=1)
         # "On the left" means a place in the picture, which convolutions alone do not know.
         self.places = nn.Parameter(torch.zeros(hidden_size, latent_side, latent_side))
-        self.blocks = nn.ModuleList(_FilmBlock(hidden_size) for _ in range(num_blocks))
-        self.success = _Reader(hidden_size)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(hidden_size, reads_text=True) for _ in range(num_blocks)
+        )
+        self.success = Reader(hidden_size, 1)
         self.compare = nn.Conv2d(2 * hidden_size, hidden_size, kernel_size=3, padding=1)
-        self.reward = _Reader(hidden_size)
+        self.reward = Reader(hidden_size, 1)
 
     def forward(self, before: Tensor, after: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """What steps led to.
@@ -81,51 +83,18 @@ class OutcomeHead(ModelMixin, ConfigMixin):
         return text
 
     def _look(self, latents: Tensor, text: Tensor) -> Tensor:
-        wanted = (self.config.latent_channels, *self.places.shape[1:])
-        require(
-            tuple(latents.shape[1:]) == wanted,
-            f"this outcome head reads latents of the shape {wanted}, got "
-            f"{tuple(latents.shape[1:])}: take the head of the same checkpoint as the model",
-        )
+        shape = (self.config.latent_channels, *self.places.shape[1:])
+        require_latents(latents, shape, "outcome head")
         features: Tensor = self.stem(latents) + self.places
         for block in self.blocks:
             features = block(features, text)
         return features
 
     def _judge(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.success(features)
+        logits: Tensor = self.success(features)[:, 0]
         return logits / self.config.temperature + self.config.bias
 
     def _value(self, earlier: Tensor, later: Tensor) -> Tensor:
         pair = torch.cat([earlier, later - earlier], dim=1)
-        rewards: Tensor = self.reward(nn.functional.silu(self.compare(pair)))
+        rewards: Tensor = self.reward(nn.functional.silu(self.compare(pair)))[:, 0]
         return rewards * self.config.reward_scale
-
-
-class _FilmBlock(nn.Module):
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(hidden_size, hidden_size, kernel_size=1)
-        self.look = nn.Conv2d(hidden_size, hidden_size, kernel_size=3, padding=1)
-        self.norm = nn.GroupNorm(8, hidden_size, affine=False)
-        self.film = nn.Linear(hidden_size, 2 * hidden_size)
-
-    def forward(self, features: Tensor, text: Tensor) -> Tensor:
-        mixed = nn.functional.silu(self.mix(features))
-        scale, shift = self.film(text)[:, :, None, None].chunk(2, dim=1)
-        return mixed + nn.functional.silu((1 + scale) * self.norm(self.look(mixed)) + shift)
-
-
-class _Reader(nn.Module):
-    """One number from a map of features."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, 1)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
-        number: Tensor = self.layers(pooled)[:, 0]
-        return number

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.latent_noise import with_latent_noise
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import OutcomeHeadRecipe
@@ -77,21 +78,18 @@ def outcome_batches(
     batch_size = recipe.optimisation.batch_size
 
     def draw(generator: torch.Generator) -> OutcomeBatch:
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=generator, device=device)
+        def uniform() -> Tensor:
+            return torch.rand(batch_size, generator=generator, device=device)
 
-        wanted = (uniform(batch_size) < 0.5).long()
-        place = uniform(batch_size)
+        wanted = (uniform() < 0.5).long()
+        place = uniform()
         failed, succeeded = (
             kind[(place * len(kind)).long().clamp(max=len(kind) - 1)] for kind in kinds
         )
         picked = torch.where(wanted > 0, succeeded, failed)
         # To single precision first: autocast to bfloat16 refuses to stack float16.
         clean = torch.stack([table.frames[row].float() for row in (picked, picked + 1)])
-        # Imagined latents are a little off; half of the steps stay exact, as observed frames are.
-        level = recipe.latent_noise * uniform(batch_size, 1, 1, 1)
-        level = level * (uniform(batch_size, 1, 1, 1) < 0.5)
-        before, after = clean + level * torch.randn(clean.shape, generator=generator, device=device)
+        before, after = with_latent_noise(clean, recipe.latent_noise, generator)
         return OutcomeBatch(
             before=before,
             after=after,

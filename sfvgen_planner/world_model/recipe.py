@@ -169,6 +169,20 @@ class OutcomeHeadRecipe(_Section):
     optimisation: Optimisation
 
 
+class TemporalDistanceRecipe(_Section):
+    """A head on the latents that tells how many frames lead from one frame to another."""
+
+    hidden_size: int = Field(default=96, gt=0, multiple_of=8)
+    num_blocks: int = Field(default=3, gt=0)
+    max_frames: int = Field(
+        default=24, gt=0, description="The most frames that are told apart from further ones."
+    )
+    latent_noise: float = Field(
+        default=0.2, ge=0, description="Largest noise on the latents, so that imagined ones do."
+    )
+    optimisation: Optimisation
+
+
 class Recipe(_Section):
     """One trained model: its data and its stages; a stage left out is not trained."""
 
@@ -180,6 +194,7 @@ class Recipe(_Section):
     world_model: WorldModelRecipe | None = None
     inverse_dynamics: InverseDynamicsRecipe | None = None
     outcome_head: OutcomeHeadRecipe | None = None
+    temporal_distance: TemporalDistanceRecipe | None = None
 
     @classmethod
     def load(cls, path: Path, changes: Sequence[str] = ()) -> "Recipe":

@@ -25,6 +25,7 @@ from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
     MEMORY_FOLDER,
     OUTCOME_HEAD_FOLDER,
+    TEMPORAL_DISTANCE_FOLDER,
     forget_origin,
     write_manifest,
 )
@@ -48,6 +49,7 @@ from sfvgen_planner.world_model.recipe import (
     Optimisation,
     OutcomeHeadRecipe,
     Recipe,
+    TemporalDistanceRecipe,
     WorldModelRecipe,
 )
 from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
@@ -57,12 +59,24 @@ from sfvgen_planner.world_model.slow_learning import (
     prediction_of,
     slow_batches,
 )
+from sfvgen_planner.world_model.temporal_distance import TemporalDistance
+from sfvgen_planner.world_model.temporal_learning import (
+    DistanceObjective,
+    check_pairs,
+    distance_batches,
+)
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("autoencoder", "world_model", INVERSE_DYNAMICS_FOLDER, OUTCOME_HEAD_FOLDER)
+STAGES = (
+    "autoencoder",
+    "world_model",
+    INVERSE_DYNAMICS_FOLDER,
+    OUTCOME_HEAD_FOLDER,
+    TEMPORAL_DISTANCE_FOLDER,
+)
 """In the order of training; each stage's checkpoints go to a folder of its name."""
 FINAL_FOLDER = "model"
 HELD_OUT_EVERY = 50
@@ -77,11 +91,13 @@ class Models:
         world_model: The video world model.
         inverse_dynamics: Reads actions off its videos.
         outcome_head: Judges its videos; None before it is trained.
+        temporal_distance: Tells how far they are from a goal image; None before it is trained.
     """
 
     world_model: VideoWorldModel
     inverse_dynamics: InverseDynamics
     outcome_head: OutcomeHead | None = None
+    temporal_distance: TemporalDistance | None = None
 
 
 def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None = None) -> Path:
@@ -93,7 +109,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         out: Folder for the stages' checkpoints; the finished model goes to `out/model`.
         init_from: A checkpoint folder to go on from; its sizes, its window and what it predicts
             count, not the recipe's, and its memory is kept where no stage trains what the memory
-            was trained with. A recipe without it must have all stages but the outcome head.
+            was trained with. A head on its latents is left out where they change and the recipe
+            does not train the head on. A recipe without it must have all stages but these heads.
 
     Returns:
         The finished checkpoint folder.
@@ -125,6 +142,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
                 memory,
             )
         memory = None
+    if models is not None:
+        _leave_out_misfits(models, recipe, accelerator.is_main_process)
     table = FrameTable.from_store(store, accelerator.device)
     if recipe.outcome_head is not None:
         check_outcomes(table)
@@ -137,6 +156,10 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         table, held_out = table.split(HELD_OUT_EVERY)
     if slow is not None:
         table.window_starts(slow.num_past_frames + slow.num_future_frames)
+    temporal = recipe.temporal_distance
+    if temporal is not None:
+        known = models.temporal_distance
+        check_pairs(table, temporal.max_frames if known is None else known.config.max_frames)
     if accelerator.is_main_process:
         write_run(out, record)
 
@@ -210,6 +233,15 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             recipe.outcome_head.optimisation,
         )
         calibrate(head, unseen, model)
+    if temporal is not None:
+        distance = models.temporal_distance or _build_temporal_distance(temporal, model)
+        models.temporal_distance = distance.to(accelerator.device)
+        learn(
+            TEMPORAL_DISTANCE_FOLDER,
+            DistanceObjective(distance),
+            _when_needed(lambda: distance_batches(table.encoded(model), distance, temporal)),
+            temporal.optimisation,
+        )
     final = out / FINAL_FOLDER
     if accelerator.is_main_process:
         with writing_errors(final):
@@ -220,8 +252,28 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
 
 def _keeps_memory(recipe: Recipe) -> bool:
     """Whether the recipe leaves all weights alone that a memory is written and read with."""
-    autoencoder = recipe.autoencoder
-    return recipe.world_model is None and (autoencoder is None or autoencoder.decoder_only)
+    return recipe.world_model is None and _keeps_latents(recipe)
+
+
+def _keeps_latents(recipe: Recipe) -> bool:
+    """Whether the recipe leaves the encoder alone."""
+    return recipe.autoencoder is None or recipe.autoencoder.decoder_only
+
+
+def _leave_out_misfits(models: Models, recipe: Recipe, tell: bool) -> None:
+    """Drop the heads that read latents which are about to change, unless they learn on."""
+    if _keeps_latents(recipe):
+        return
+    for name in (OUTCOME_HEAD_FOLDER, TEMPORAL_DISTANCE_FOLDER):
+        if getattr(models, name) is not None and getattr(recipe, name) is None:
+            setattr(models, name, None)
+            if tell:
+                logger.warning(
+                    "the %s does not fit the encoder that this recipe trains and is left out of "
+                    "the new checkpoint; add %s: to the recipe to train it on",
+                    name.replace("_", " "),
+                    name,
+                )
 
 
 def _copied(memory: Path) -> Callable[[Path], None]:
@@ -332,7 +384,8 @@ def success_ends(store: EpisodeStore) -> bool:
 def load_models(folder: Path) -> Models:
     """All that a checkpoint folder holds, in single precision."""
     model, heads = VideoWorldModel.from_pretrained(folder), load_heads(folder)
-    return Models(model, required_inverse_dynamics(heads, folder), heads.outcome_head)
+    inverse_dynamics = required_inverse_dynamics(heads, folder)
+    return Models(model, inverse_dynamics, heads.outcome_head, heads.temporal_distance)
 
 
 def _build_outcome_head(
@@ -350,6 +403,20 @@ def _build_outcome_head(
         # Rewards that are all the same have no spread.
         reward_scale=spread if spread > 0 else 1.0,
         success_ends=success_ends,
+    )
+
+
+def _build_temporal_distance(
+    recipe: TemporalDistanceRecipe, model: VideoWorldModel
+) -> TemporalDistance:
+    """An untrained head that fits the model's latents."""
+    channels, side, _ = model.latent_size
+    return TemporalDistance(
+        latent_channels=channels,
+        latent_side=side,
+        hidden_size=recipe.hidden_size,
+        num_blocks=recipe.num_blocks,
+        max_frames=recipe.max_frames,
     )
 
 
@@ -411,6 +478,7 @@ def save_checkpoint(
     heads = {
         INVERSE_DYNAMICS_FOLDER: models.inverse_dynamics,
         OUTCOME_HEAD_FOLDER: models.outcome_head,
+        TEMPORAL_DISTANCE_FOLDER: models.temporal_distance,
     }
     modules = [model.vae, model.text_encoder, model.unet, *filter(None, heads.values())]
     for module in modules:

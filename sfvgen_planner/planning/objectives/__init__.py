@@ -2,6 +2,7 @@
 
 from sfvgen_planner.planning.objectives.action_costs import ActionChange, ActionMagnitude
 from sfvgen_planner.planning.objectives.goal_image import GoalImage
+from sfvgen_planner.planning.objectives.learned_distance import LearnedDistance
 from sfvgen_planner.planning.objectives.objective import Objective
 from sfvgen_planner.planning.objectives.outcome import LearnedSuccess, TaskReward
 from sfvgen_planner.planning.objectives.weighted_sum import WeightedSum
@@ -10,6 +11,7 @@ __all__ = [
     "ActionChange",
     "ActionMagnitude",
     "GoalImage",
+    "LearnedDistance",
     "LearnedSuccess",
     "Objective",
     "TaskReward",

@@ -9,9 +9,10 @@ import torch
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import Imagination
+from sfvgen_planner.planning.objectives.image_objective import ImageObjective
 
 
-class GoalImage:
+class GoalImage(ImageObjective):
     """Squared distance between the last imagined frame and a goal image, over an image pyramid.
 
     A small thing in the wrong place costs the same wherever it is as long as it does not overlap
@@ -25,6 +26,9 @@ class GoalImage:
             pixels scaled to 0..1.
         num_levels: levels of the pyramid, as far as the size allows; 1 is the plain mean squared
             error.
+
+    Raises:
+        SfvgenError: where the image, the space or the number of levels is none.
     """
 
     def __init__(
@@ -37,37 +41,16 @@ class GoalImage:
             raise SfvgenError(f'GoalImage: space must be "latent" or "pixel", got {space!r}')
         if num_levels < 1:
             raise SfvgenError(f"GoalImage: num_levels must be at least 1, got {num_levels}")
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-            raise SfvgenError(
-                "GoalImage: the goal must be an image (H, W, 3) of uint8, "
-                f"got {image.shape} of {image.dtype}"
-            )
-        self.image = image
+        super().__init__(image)
         self.space = space
         self.num_levels = num_levels
-        self._goal_latent: tuple[object, torch.Tensor] | None = None
 
-    def __call__(self, imagination: Imagination) -> torch.Tensor:
-        """Cost of each future."""
-        size = imagination.world_model.config.image_size
-        if self.image.shape[:2] != (size, size):
-            raise SfvgenError(
-                f"GoalImage: the goal image is {self.image.shape[0]}x{self.image.shape[1]} pixels, "
-                f"but the world model sees {size}x{size}; resize it"
-            )
+    def _cost(self, imagination: Imagination) -> torch.Tensor:
         if self.space == "latent":
             difference = imagination.last_latents.float() - self._encoded(imagination)
         else:
             difference = _pixels(imagination.last_frames) - _pixels(self.image)
         return pyramid_energy(difference, self.num_levels)
-
-    def _encoded(self, imagination: Imagination) -> torch.Tensor:
-        """The goal's latent ``(C, h, w)``, encoded once per model."""
-        model = imagination.world_model
-        if self._goal_latent is None or self._goal_latent[0] is not model:
-            self._goal_latent = model, model.encode(self.image[None, None])[0, :, 0].float()
-        return self._goal_latent[1]
 
 
 def pyramid_energy(images: torch.Tensor, num_levels: int) -> torch.Tensor:
