@@ -169,6 +169,17 @@ class PointMassOutcomeHead(torch.nn.Module):
         return torch.from_numpy((locate(frames) * ways).sum(-1))
 
 
+class PointMassTemporalDistance(torch.nn.Module):
+    """The frames that the point needs along its longer axis, in closed form."""
+
+    def forward(self, latents: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+        here, there = (
+            locate((255 * one).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+            for one in (latents, goals)
+        )
+        return torch.from_numpy(np.abs(there - here).max(-1) / SPEED)
+
+
 class PointMassInverseDynamics:
     """The action that leads from one picture to the next."""
 

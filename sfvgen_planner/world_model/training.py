@@ -116,9 +116,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         The finished checkpoint folder.
 
     Raises:
-        SfvgenError: The store is empty or does not fit the model, a stage is missing or asks for
-            another window or prediction than the checkpoint's, or `out` can't be written or holds
-            another run.
+        SfvgenError: The store is empty, too small for a stage or does not fit the model, a stage is
+            missing or asks for another window or prediction than the checkpoint's, or `out` can't
+            be written or holds another run.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)

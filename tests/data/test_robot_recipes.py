@@ -41,3 +41,12 @@ def test_recipes_collect_from_seeds_of_their_own_and_train_a_planner(name: str) 
     assert recipe.world_model is not None
     # A search must see whole plans in one chunk.
     assert recipe.world_model.num_future_frames == 8
+
+
+@pytest.mark.parametrize("name", ["fetch_push", "metaworld_reach"])
+def test_distances_are_learnt_up_to_what_an_episode_holds(name: str) -> None:
+    recipe = Recipe.load(RECIPES / f"{name}.yaml")
+    limit = gym.spec(recipe.data.env_id).max_episode_steps
+    assert limit is not None
+    assert recipe.temporal_distance is not None
+    assert recipe.temporal_distance.max_frames <= limit // recipe.data.frame_skip

@@ -24,6 +24,7 @@ from tests.point_mass import (
     PointMassEnv,
     PointMassInverseDynamics,
     PointMassOutcomeHead,
+    PointMassTemporalDistance,
     PointMassWorldModel,
 )
 
@@ -78,7 +79,8 @@ def config(monkeypatch):
     monkeypatch.setitem(EXPERTS, CornerEnv.__module__, f"{CornerExpert.__module__}:CornerExpert")
     monkeypatch.setattr(goal_planning, "load_world_model", lambda name: Model())
     monkeypatch.setattr(goal_planning, "shipped_folder", Path)
-    monkeypatch.setattr(goal_planning, "load_heads", lambda _: Heads(None, PointMassOutcomeHead()))
+    heads = Heads(None, PointMassOutcomeHead(), PointMassTemporalDistance())
+    monkeypatch.setattr(goal_planning, "load_heads", lambda _: heads)
     planner = VideoPlanner(PointMassInverseDynamics(), outcome_head=PointMassOutcomeHead())
     monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda name: planner)
     yield replace(GoalPlanningConfig.of("corner", "cpu", num_episodes=5), env=ENV_ID)
@@ -154,9 +156,23 @@ def test_the_reward_that_is_searched_for_is_that_of_the_instruction(config):
 
 
 def test_a_model_without_an_outcome_head_is_told(config, monkeypatch):
-    monkeypatch.setattr(goal_planning, "load_heads", lambda _: Heads(None, None))
+    monkeypatch.setattr(goal_planning, "load_heads", lambda _: Heads(None, None, None))
     with pytest.raises(SfvgenError, match="corner has no outcome head; leave out mpc_reward"):
         list(goal_planning.measure_goal_planning(replace(config, methods=("mpc_reward",))))
+
+
+def test_the_learned_distance_plans_to_every_goal(tmp_path, config):
+    out = tmp_path / "goals.json"
+    measure(out, replace(config, methods=("mpc_distance",)), FIGURES)
+    rows = {row["name"]: row for row in rows_of(out)}
+    assert rows["success_rate"]["value"] == 1
+    assert rows["success_rate"]["objective"] == "temporal distance"
+
+
+def test_a_model_without_a_temporal_distance_is_told(config, monkeypatch):
+    monkeypatch.setattr(goal_planning, "load_heads", lambda _: Heads(None, None, None))
+    with pytest.raises(SfvgenError, match="corner has no temporal distance; leave out mpc_dist"):
+        list(goal_planning.measure_goal_planning(replace(config, methods=("mpc_distance",))))
 
 
 def test_the_search_has_the_size_that_is_asked_for(config):
@@ -184,7 +200,7 @@ def test_without_goal_images_it_is_told_why(config, change, message):
 def test_wrong_settings_are_told():
     with pytest.raises(
         SfvgenError,
-        match="no method 'mpcs'; choose from video_plan, mpc_reward, mpc, expert, random",
+        match="no method 'mpcs'; choose from video_plan, mpc_reward, mpc, mpc_distance, expert, r",
     ):
         GoalPlanningConfig(methods=("mpcs",))
     with pytest.raises(SfvgenError, match="num_candidates must be at least 2"):

@@ -15,6 +15,7 @@ from sfvgen_planner.planning import (
     ActionMagnitude,
     CEMConfig,
     GoalImage,
+    LearnedDistance,
     LearnedSuccess,
     MPCConfig,
     MPCPlanner,
@@ -22,14 +23,19 @@ from sfvgen_planner.planning import (
     WeightedSum,
 )
 from sfvgen_planner.planning.objectives.goal_image import pyramid_energy
+from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 from tests.point_mass import (
+    SIZE,
     SPEED,
     PointMassOutcomeHead,
+    PointMassTemporalDistance,
+    PointMassWorldModel,
     draw,
     locate,
 )
 
 HEAD = PointMassOutcomeHead()
+DISTANCE = PointMassTemporalDistance()
 SOLVER = CEM(CEMConfig(num_samples=64, num_elites=8, num_iterations=8))
 
 
@@ -70,8 +76,9 @@ def test_the_coarsest_level_is_weighed_by_its_area():
     assert float(pyramid_energy(torch.ones(1, 3, 16, 16), 9)) == pytest.approx(1 + 4 + 16 + 64)
 
 
-def test_a_goal_is_encoded_once(imagination):
-    objective = GoalImage(draw(np.array([0.7, 0.3])))
+@pytest.mark.parametrize("kind", [GoalImage, partial(LearnedDistance, DISTANCE)])
+def test_a_goal_is_encoded_once(imagination, kind):
+    objective = kind(draw(np.array([0.7, 0.3])))
     future = imagination.imagine(np.zeros((1, 8, 2)))
     objective(future)
     count = imagination.world_model.num_encoded
@@ -97,19 +104,55 @@ def test_outcomes_need_an_instruction(objective, goal):
     "image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 1), "u1")]
 )
 def test_goal_image_refuses_what_is_not_an_image(image):
-    with pytest.raises(SfvgenError, match="uint8"):
+    with pytest.raises(SfvgenError, match=r"GoalImage: .* uint8"):
         GoalImage(image)
+    with pytest.raises(SfvgenError, match=r"LearnedDistance: .* uint8"):
+        LearnedDistance(DISTANCE, image)
     with pytest.raises(SfvgenError, match="space"):
         GoalImage(np.zeros((4, 4, 3), np.uint8), space="words")
     with pytest.raises(SfvgenError, match="num_levels"):
         GoalImage(np.zeros((4, 4, 3), np.uint8), num_levels=0)
 
 
-def test_goal_image_refuses_another_size(imagination):
+def test_a_goal_image_of_another_size_is_refused(imagination):
     future = imagination.imagine(np.zeros((1, 8, 2)))
+    with pytest.raises(SfvgenError, match=r"LearnedDistance: .* 8x8 pixels, .* 32x32; resize it"):
+        LearnedDistance(DISTANCE, np.zeros((8, 8, 3), np.uint8))(future)
     for space in ("latent", "pixel"):
         with pytest.raises(SfvgenError, match="image"):
             GoalImage(np.zeros((8, 8, 3), np.uint8), space=space)(future)
+
+
+def test_the_learned_distance_is_that_of_the_last_frame_from_the_goal(imagination):
+    goal = np.array([0.7, 0.3])
+    future = imagination.imagine(np.random.default_rng(0).uniform(-1, 1, (4, 8, 2)))
+    frames_left = np.abs(locate(future.frames[:, -1]) - goal).max(-1) / SPEED
+    cost = LearnedDistance(DISTANCE, draw(goal))(future)
+    assert np.allclose(cost, frames_left, atol=0.1)
+    # Less is left for the future that ends nearer.
+    assert int(cost.argmin()) == int(frames_left.argmin())
+
+
+def test_mpc_with_the_learned_distance_goes_to_the_goal(imagination):
+    start = locate(imagination.past_frames[-1])
+    goal = draw(start + np.array([4 * SPEED, -4 * SPEED]))
+    planner = MPCPlanner(SOLVER, partial(LearnedDistance, DISTANCE), MPCConfig(horizon=4))
+    actions = planner.plan(imagination, goal, seed=0).actions
+    assert (actions * [1, -1] > 0.8).all()
+
+
+def test_the_learned_distance_leads_the_latents_to_the_goal():
+    """Its gradient reaches the imagined latents, and only where it is asked for."""
+    model = PointMassWorldModel()
+    torch.manual_seed(0)
+    head = TemporalDistance(3, SIZE, hidden_size=8, num_blocks=1)
+    objective = LearnedDistance(head, draw(np.array([0.7, 0.3])))
+    latents = torch.rand(2, 3, 4, SIZE, SIZE, requires_grad=True)
+    cost = objective(Imagination(latents, torch.zeros(1), model))
+    (gradient,) = torch.autograd.grad(cost.sum(), latents)
+    assert (gradient[:, :, -1].flatten(1).norm(dim=1) > 0).all()
+    assert not gradient[:, :, :-1].any()
+    assert not objective(Imagination(latents.detach(), torch.zeros(1), model)).requires_grad
 
 
 def test_learned_success_is_the_surprise_at_the_last_frame(imagination):
@@ -169,9 +212,12 @@ def test_what_actions_cost_is_weighed_against_what_they_bring(imagination):
 
 def test_a_weighted_sum_adds_up(imagination):
     future = imagination.imagine(np.random.default_rng(0).uniform(-1, 1, (4, 8, 2)))
-    first, second = GoalImage(draw(np.array([0.7, 0.3])), space="pixel"), ActionChange()
-    total = WeightedSum((2.0, first), (-0.5, second))(future)
-    assert torch.allclose(total, 2 * first(future) - 0.5 * second(future))
+    goal = draw(np.array([0.7, 0.3]))
+    first, second = GoalImage(goal, space="pixel"), ActionChange()
+    third = LearnedDistance(DISTANCE, goal)
+    total = WeightedSum((2.0, first), (-0.5, second), (0.1, third))(future)
+    parts = 2 * first(future) - 0.5 * second(future) + 0.1 * third(future)
+    assert torch.allclose(total, parts)
 
 
 def test_futures_without_actions_and_other_references_are_refused(imagination):

@@ -31,7 +31,7 @@ def test_it_loads_from_a_checkpoint_without_inverse_dynamics(tmp_path):
     assert heads.outcome_head is not None
     for name, value in head.state_dict().items():
         assert torch.equal(heads.outcome_head.state_dict()[name], value)
-    assert load_heads(tmp_path / "nothing") == (None, None)
+    assert load_heads(tmp_path / "nothing") == (None, None, None)
 
 
 def recipe(batch_size=256, latent_noise=0.0):

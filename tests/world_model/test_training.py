@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import yaml
 from diffusers import DDIMScheduler, LatteTransformer3DModel
 
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
@@ -209,6 +210,53 @@ def test_data_from_before_successes_were_recorded_is_refused_before_any_work(
     assert not list((tmp_path / "run").iterdir())
 
 
+TEMPORAL_DISTANCE = """
+temporal_distance:
+  hidden_size: 16
+  num_blocks: 1
+  max_frames: 10
+  optimisation: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, checkpoint_every: 2}
+"""
+
+
+def test_the_temporal_distance_is_trained_and_resumes_exactly(store, tmp_path):
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model.heads import load_heads
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "1") + TEMPORAL_DISTANCE)
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+    command = ["train", *arguments, "--out", f"{tmp_path}/run"]
+    assert main(command) == 0
+    head = load_heads(tmp_path / "run/model").temporal_distance
+    assert head is not None
+    assert (head.config.latent_channels, head.config.latent_side) == (4, 4)
+    assert head.config.max_frames == 10
+    manifest = json.loads((tmp_path / "run/model/manifest.json").read_text())
+    weights = "temporal_distance/diffusion_pytorch_model.safetensors"
+    assert weights in manifest["files"]
+    # A crash after half of the steps.
+    whole = (tmp_path / "run/model" / weights).read_bytes()
+    checkpoints = sorted((tmp_path / "run/temporal_distance").glob("checkpoint-*"))
+    assert len(checkpoints) == 2
+    shutil.rmtree(checkpoints[-1])
+    shutil.rmtree(tmp_path / "run/model")
+    assert main(command) == 0
+    assert (tmp_path / "run/model" / weights).read_bytes() == whole
+
+
+def test_episodes_shorter_than_the_temporal_distance_are_told_before_any_work(
+    store, tmp_path, capsys
+):
+    from sfvgen_planner.cli.main import main
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "1") + TEMPORAL_DISTANCE)
+    arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+    arguments += ["--out", f"{tmp_path}/run", "--set", "temporal_distance.max_frames=1000"]
+    assert main(["train", *arguments]) == 2
+    assert "lower temporal_distance.max_frames" in capsys.readouterr().err
+    assert not (tmp_path / "run/autoencoder").exists()
+
+
 def test_held_out_episodes_are_measured_and_never_trained_on(store, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -284,6 +332,43 @@ def test_going_on_from_a_checkpoint_changes_only_the_recipe_s_stages(store, tiny
     # A folder that travels tells nobody where it was made.
     configs = [path.read_text() for path in (store / "finetuned/model").rglob("*.json")]
     assert not any(str(tiny_checkpoint) in text for text in configs)
+
+
+def test_heads_stay_with_the_latents_that_they_read(store, tmp_path, tiny_checkpoint, caplog):
+    import torch
+
+    from sfvgen_planner.cli.main import main
+    from sfvgen_planner.world_model import tiny_world_model
+    from sfvgen_planner.world_model.heads import load_heads
+    from sfvgen_planner.world_model.outcome_head import OutcomeHead
+    from sfvgen_planner.world_model.temporal_distance import TemporalDistance
+
+    start = shutil.copytree(tiny_checkpoint, tmp_path / "start")
+    outcome_head = OutcomeHead(4, 4, len(tiny_world_model().tokenizer), 8, 1)
+    outcome_head.half().save_pretrained(start / "outcome_head")
+    distance = TemporalDistance(4, 4, 8, 1, max_frames=10)
+    distance.half().save_pretrained(start / "temporal_distance")
+    (tmp_path / "recipe.yaml").write_text(FINETUNE)
+
+    def heads(out, *changes):
+        arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+        arguments += ["--init-from", str(start), "--out", f"{tmp_path}/{out}"]
+        assert main(["train", *arguments, "--set", "seed=1", *changes]) == 0
+        return load_heads(tmp_path / out / "model")
+
+    kept = heads("decoder").temporal_distance.state_dict()
+    assert all(
+        torch.equal(kept[key], value.float()) for key, value in distance.state_dict().items()
+    )
+    assert not caplog.records
+    encoder = ["autoencoder.decoder_only=false"]
+    further = yaml.safe_load(TEMPORAL_DISTANCE)["temporal_distance"]
+    trained = heads("encoder", *encoder, f"temporal_distance={json.dumps(further)}")
+    assert trained.outcome_head is None
+    assert "the outcome head does not fit the encoder" in caplog.text
+    # The checkpoint's sizes count, not the recipe's.
+    assert trained.temporal_distance.config.hidden_size == 8
+    assert heads("neither", *encoder).temporal_distance is None
 
 
 FURTHER = """

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class LearnedDistance(ImageObjective):
     """Expected number of frames from the last imagined frame to a goal image.
 
-    Pictures that look alike can be far apart, as where an arm is beside the block that it is to
-    push. What counts here is how long the way was in the data.
+    Frames that look alike can be far apart, as those of an arm on either side of a block that it is
+    to push. What counts here is how long the way was in the data.
 
     Args:
         temporal_distance: tells it; moved to the futures' device.
