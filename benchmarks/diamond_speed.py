@@ -14,7 +14,6 @@ which makes no difference to its speed.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -140,10 +139,9 @@ def main() -> None:
     config = replace(
         SpeedConfig.of(arguments.model, arguments.device), num_timed_runs=arguments.num_runs
     )
-    command = shlex.join(["python", *sys.argv])
     try:
         for figure in measure(config, arguments.diamond, arguments.batch_size):
-            merge_figures(arguments.out, [replace(figure, command=command)])
+            merge_figures(arguments.out, [figure])
             print(f"{figure.name} ({figure.fields['diamond']}): {figure.value:.2f} {figure.ci95}")
     except SfvgenError as error:
         sys.exit(f"error: {error}")

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     figure = measure(arguments.num_kills, arguments.seed)
-    merge_figures(arguments.out, [replace(figure, command=shlex.join(["python", *sys.argv]))])
+    merge_figures(arguments.out, [figure])
     fields = figure.fields
     print(
         f"{figure.value * fields['num_kills']:.0f} of {fields['num_kills']} kills survived, "

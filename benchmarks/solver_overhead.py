@@ -14,11 +14,8 @@ solver in one round and after it in the next; a ratio is that of one round.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -296,9 +293,8 @@ def main() -> None:
     parser.add_argument("--num-rounds", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    command = shlex.join(["python", *sys.argv])
     for figure in measure(arguments.num_rounds):
-        merge_figures(arguments.out, [replace(figure, command=command)])
+        merge_figures(arguments.out, [figure])
         if figure.name == "overhead_ratio":
             low, high = figure.ci95
             told = " ".join(str(figure.fields[key]) for key in ("solver", "library", "dynamics"))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -92,10 +91,9 @@ def main() -> None:
     if RATES in os.environ:
         train(config, Path(os.environ[RATES]))
         return
-    command = shlex.join(["python", *sys.argv])
     try:
         for figure in measure(config, arguments.num_gpus):
-            merge_figures(arguments.out, [replace(figure, command=command)])
+            merge_figures(arguments.out, [figure])
             print(f"{figure.name} ({figure.fields['num_gpus']}): {figure.value:.2f} {figure.ci95}")
     except SfvgenError as error:
         sys.exit(f"error: {error}")

@@ -18,8 +18,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def command_line() -> str:
-    """The command of this process as a user would type it."""
-    return shlex.join(["sfvgen", *sys.argv[1:]])
+    """The command of this process as a user would type it: the program's, or a script's own."""
+    program = Path(sys.argv[0])
+    is_script = program.suffix == ".py" and program.name != "__main__.py"
+    return shlex.join(["python", *sys.argv] if is_script else ["sfvgen", *sys.argv[1:]])
 
 
 def machine(device: torch.device | str = "cpu") -> str:

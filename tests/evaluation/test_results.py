@@ -83,3 +83,16 @@ def test_the_machine_is_a_model_and_no_name():
 def test_the_commit_is_a_hash_or_none():
     commit = git_commit()
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/bin/sfvgen", "eval", "speed"], "sfvgen eval speed"),
+        (["/lib/sfvgen_planner/__main__.py", "eval", "speed"], "sfvgen eval speed"),
+        (["benchmarks/a.py", "--out", "b c.json"], "python benchmarks/a.py --out 'b c.json'"),
+    ],
+)
+def test_a_figure_tells_the_command_that_measures_it_again(argv, command, monkeypatch):
+    monkeypatch.setattr("sys.argv", argv)
+    assert Figure.measured("a", [1.0], "1", [0]).command == command
