@@ -1,8 +1,8 @@
 """How much faster slow learning is on several GPUs than on one.
 
-Each number of GPUs is a run of its own of the trainer, under DDP, with the same batch on every GPU:
-random latents, the sizes of a trained model, compiled, in bfloat16. A ratio is windows a second of
-all GPUs over the mean of one.
+Each number of GPUs is a run of its own of the trainer, with the same batch on every GPU: random
+latents, the sizes of a trained model, in bfloat16, its steps as CUDA graphs. A ratio is windows a
+second of all GPUs over the mean of one.
 
     python benchmarks/training_scaling.py --num-gpus 1 2 4
 
@@ -35,7 +35,8 @@ RATES = "SFVGEN_TRAINING_RATES"
 
 def train(config: SpeedConfig, rates: Path) -> None:
     """One process of a run; the main one writes the rates."""
-    measured = TrainingSpeed(load_world_model(config.model), config).samples_per_second()
+    speed = TrainingSpeed(load_world_model(config.model), config, capture=config.on_gpu)
+    measured = speed.samples_per_second()
     if measured:
         rates.write_text(json.dumps(measured))
 

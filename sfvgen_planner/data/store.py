@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -35,6 +36,8 @@ FRAMES_PER_CHUNK = 16
 ROWS_PER_BLOCK = 128
 # The arrays grow by this many rows at once: growing rewrites zarr's metadata.
 ROWS_PER_GROWTH = 1 << 20
+# Packing frees Python's lock, and one core packs fewer frames than a few workers render.
+PACKING_THREADS = min(8, os.cpu_count() or 1)
 # What a crash can cost at most.
 SECONDS_BETWEEN_COMMITS = 1.0
 
@@ -63,6 +66,7 @@ class EpisodeStore:
         self.entries = entries
         self._arrays = arrays
         self._writer = writer
+        self._packing = ThreadPoolExecutor(PACKING_THREADS, "packing")
         self._num_committed = len(entries)
         self._last_commit = time.monotonic()
 
@@ -222,6 +226,7 @@ class EpisodeStore:
         try:
             self.commit()
         finally:
+            self._packing.shutdown()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -253,8 +258,8 @@ class EpisodeStore:
         padded = np.zeros((num_rows, *array.shape[1:]), array.dtype)
         padded[: len(values)] = values
         paths = self._chunk_files(name, row, num_rows)
-        for path, chunk in zip(paths, np.split(padded, len(paths)), strict=True):
-            write_chunk(path, chunk)
+        for _ in self._packing.map(write_chunk, paths, np.split(padded, len(paths))):
+            pass
 
     def _read(self, name: str, entry: IndexEntry, start: int, num_rows: int) -> NDArray[Any]:
         array = self._arrays[name]

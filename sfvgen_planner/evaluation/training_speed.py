@@ -84,13 +84,19 @@ def measure_training(config: SpeedConfig) -> Iterator[Figure]:
 class TrainingSpeed:
     """The trainer of slow learning on random latents, with the sizes of a trained model.
 
+    Args:
+        model: Gives the sizes; it is trained.
+        config: The device, the batch and how often.
+        capture: Run steps as CUDA graphs in place of compiling them.
+
     Attributes:
         flops_per_sample: Floating-point operations of the model's forward and backward pass on
             one window, an addition and a multiplication each counted.
     """
 
-    def __init__(self, model: VideoWorldModel, config: SpeedConfig) -> None:
+    def __init__(self, model: VideoWorldModel, config: SpeedConfig, capture: bool = False) -> None:
         self._config = config
+        self._capture = capture
         self._accelerator = begin_training(0, "bf16" if config.on_gpu else "no")
         self._model = model.to(self._accelerator.device)
         self._table = _random_table(self._model)
@@ -158,9 +164,10 @@ class TrainingSpeed:
         return WorldModelRecipe(
             num_past_frames=self._model.config.num_past_frames,
             num_future_frames=self._model.config.num_future_frames,
-            compile=True,
+            compile=not self._capture,
             optimisation=Optimisation(
                 steps=steps,
+                capture=self._capture,
                 batch_size=batch_size or self._config.training_batch_size,
                 learning_rate=1e-5,
                 checkpoint_every=steps,
