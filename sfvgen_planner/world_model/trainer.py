@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,7 @@ from sfvgen_planner.world_model.captured_step import CapturedStep
 from sfvgen_planner.world_model.draw_batch import DrawBatch, gather_draws, load_draws
 from sfvgen_planner.world_model.kernels import use_channels_last
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
-from sfvgen_planner.world_model.recipe import Optimisation
+from sfvgen_planner.world_model.recipe import MixedPrecision, Optimisation
 from sfvgen_planner.world_model.sharding import (
     WholeModule,
     gather,
@@ -65,7 +65,7 @@ class Evaluation(NamedTuple):
     evaluate: Callable[[int], Metrics]
 
 
-def begin_training(seed: int, mixed_precision: Literal["no", "bf16"]) -> Accelerator:
+def begin_training(seed: int, mixed_precision: MixedPrecision) -> Accelerator:
     """Seed this process; find its device, and DDP or FSDP, as Accelerate's launcher asks for.
 
     Raises:
