@@ -15,15 +15,17 @@ from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.context_learning import ContextBatches, ContextObjective
 from sfvgen_planner.memory.contexts import CONTEXTS
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
-from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective, StoredBatches
+from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
+from sfvgen_planner.memory.stored_batches import StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
+from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
 from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
-from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
+from sfvgen_planner.world_model.trainer import Evaluation, begin_training, train
 from sfvgen_planner.world_model.training import (
     FINAL_FOLDER,
     HELD_OUT_EVERY,

@@ -4,14 +4,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.memory.config import MemoryConfig, memory_variant
 from sfvgen_planner.memory.contexts import CONTEXTS
-from sfvgen_planner.world_model.recipe import Conditions, Optimisation, read_changed
+from sfvgen_planner.world_model.recipe import (
+    Conditions,
+    MixedPrecision,
+    Optimisation,
+    read_changed,
+)
 
 
 class LoopStage(BaseModel):
@@ -79,7 +84,7 @@ class LoopRecipe(BaseModel):
 
     name: str
     seed: int = 0
-    mixed_precision: Literal["no", "bf16"] = "bf16"
+    mixed_precision: MixedPrecision = "bf16"
     compile: bool = Field(
         default=False,
         description="torch.compile the denoiser on a GPU; writes of second order stay eager.",

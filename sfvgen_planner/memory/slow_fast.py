@@ -359,46 +359,6 @@ class LoopBatches:
         return (last - self._begins[last]) // self._num_future
 
 
-class StoredBatches:
-    """Draws batches of stored memories, in rounds: the paper's loop.
-
-    As a round begins, memories are written with the slow weights of that moment; the round's steps
-    train the slow weights on them as they are (Algorithm 1b). A resumed run begins a new round.
-
-    Args:
-        batches: Draws what is written and judged.
-        objective: Writes the memories.
-        stage: Size and length of a round.
-    """
-
-    def __init__(
-        self, batches: LoopBatches, objective: SlowFastObjective, stage: LoopStage
-    ) -> None:
-        self._batches = batches
-        self._objective = objective
-        self._stage = stage
-        self._stored: list[tuple[Stored, Tensor, Tensor]] = []
-        self._steps_left = 0
-
-    def __call__(self, generator: torch.Generator) -> LoopBatch:
-        """One step's batch."""
-        host = np.random.default_rng(shared_seed(generator))
-        if not self._steps_left:
-            horizons = host.choice(self._batches.horizons, self._stage.stored_batches)
-            self._stored = [self._write(int(number), generator) for number in horizons]
-            self._steps_left = self._stage.steps_per_round
-        self._steps_left -= 1
-        stored, first, mix = self._stored[int(host.integers(len(self._stored)))]
-        judged = self._batches.judged(first, mix, generator)
-        return LoopBatch(stored, judged, self._batches.slow(generator))
-
-    @torch.no_grad()
-    def _write(self, num_chunks: int, generator: torch.Generator) -> tuple[Stored, Tensor, Tensor]:
-        first, mix = self._batches.choose(num_chunks, generator)
-        fast = self._objective.write(self._batches.writes(first, num_chunks, generator))
-        return Stored(fast, num_chunks), first, mix
-
-
 def episode_begins(table: FrameTable) -> Tensor:
     """For each row the row of its episode's first frame, `(N,)`."""
     rows = torch.arange(len(table.remaining), device=table.remaining.device)

@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
 from sfvgen_planner.errors import SfvgenError, require
 
 Prediction = Literal["flow", "epsilon", "v_prediction"]
+MixedPrecision = Annotated[
+    Literal["no", "bf16"],
+    # YAML reads a bare `no` as false.
+    BeforeValidator(lambda value: "no" if value is False else value),
+]
+"""What passes are computed in where it is safe: bfloat16, or single precision like the rest."""
 _COMPILE = "torch.compile on a GPU: a minute or two before the first step, then faster."
 
 
@@ -188,7 +194,7 @@ class Recipe(_Section):
 
     name: str
     seed: int = 0
-    mixed_precision: Literal["no", "bf16"] = "bf16"
+    mixed_precision: MixedPrecision = "bf16"
     data: DataRecipe
     autoencoder: AutoencoderRecipe | None = None
     world_model: WorldModelRecipe | None = None

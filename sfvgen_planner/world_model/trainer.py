@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,9 +23,10 @@ from tqdm.auto import tqdm
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import writing_errors
 from sfvgen_planner.world_model.captured_step import CapturedStep
+from sfvgen_planner.world_model.draw_batch import DrawBatch, gather_draws, load_draws
 from sfvgen_planner.world_model.kernels import use_channels_last
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
-from sfvgen_planner.world_model.recipe import Optimisation
+from sfvgen_planner.world_model.recipe import MixedPrecision, Optimisation
 from sfvgen_planner.world_model.sharding import (
     WholeModule,
     gather,
@@ -47,9 +48,8 @@ STOP_EVERY = 10
 """Steps between two looks of all processes at each other's wish to stop."""
 
 _MAX_PROCESSES = 1_009
-
-DrawBatch = Callable[[torch.Generator], tuple[Any, ...]]
-"""Draws one process's batch; all its randomness comes from the generator."""
+# Of a checkpoint that does not list them.
+_FILES = ("model", "ema", "optimiser")
 
 
 class Evaluation(NamedTuple):
@@ -65,7 +65,7 @@ class Evaluation(NamedTuple):
     evaluate: Callable[[int], Metrics]
 
 
-def begin_training(seed: int, mixed_precision: Literal["no", "bf16"]) -> Accelerator:
+def begin_training(seed: int, mixed_precision: MixedPrecision) -> Accelerator:
     """Seed this process; find its device, and DDP or FSDP, as Accelerate's launcher asks for.
 
     Raises:
@@ -98,8 +98,9 @@ def train(
 ) -> None:
     """Train `module` in place and leave its averaged (EMA) weights in it.
 
-    Every random number of a step comes from a generator seeded with (seed, step, process), so a
-    run that is stopped and resumed equals one that was not.
+    Every random number of a step comes from a generator seeded with (seed, step, process), and
+    checkpoints keep what a `StatefulDraw` carries from step to step, so a run that is stopped and
+    resumed on as many processes equals one that was not.
 
     Args:
         module: Called as `module(*draw_batch(generator))`; returns the scalar loss.
@@ -146,7 +147,7 @@ def train(
     parameters = [p for p in module.parameters() if p.requires_grad]
     local = [local_part(p) for p in parameters]
     ema = EMAModel(local, decay=optimisation.ema_decay, foreach=True)
-    step = _resume(folder, module, optimiser, ema)
+    step = _resume(folder, module, optimiser, ema, draw_batch, accelerator)
     wrapped.train()
     captured = CapturedStep(module, parameters, accelerator.autocast) if capturing else None
     generator = torch.Generator(device=accelerator.device)
@@ -211,6 +212,8 @@ def train(
                 # A checkpoint is there to go on from.
                 _finite_means(recent, accelerator, step, description)
                 tensors = _tensors(module, optimiser, ema, accelerator.is_main_process)
+                if draws := gather_draws(draw_batch, accelerator):
+                    tensors["draws"] = draws
                 if accelerator.is_main_process:
                     with writing_errors(folder):
                         _save(folder, step, tensors, optimisation)
@@ -309,9 +312,8 @@ def _save(
     for name, values in tensors.items():
         contiguous = {key: value.contiguous() for key, value in values.items()}
         save_file(contiguous, temporary / f"{name}.safetensors")
-    (temporary / "state.json").write_text(
-        json.dumps({"step": step, "optimisation": optimisation.model_dump()}, indent=2) + "\n"
-    )
+    state = {"step": step, "files": list(tensors), "optimisation": optimisation.model_dump()}
+    (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     found = _checkpoints(folder)
     older = [path for path in found if path.name < final.name]
     # A checkpoint of this or a later step was too damaged to go on from; left there, it would
@@ -325,11 +327,18 @@ def _save(
         shutil.rmtree(temporary)
 
 
-def _resume(folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
+def _resume(
+    folder: Path,
+    module: nn.Module,
+    optimiser: Any,
+    ema: EMAModel,
+    draw_batch: DrawBatch,
+    accelerator: Accelerator,
+) -> int:
     """Load the newest whole checkpoint in `folder`, if any; the step to go on from."""
     for checkpoint in reversed(_checkpoints(folder)):
         try:
-            return _load(checkpoint, module, optimiser, ema)
+            return _load(checkpoint, module, optimiser, ema, draw_batch, accelerator)
         except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
             logger.warning("%s is damaged (%s) and left out", checkpoint, error)
         except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -340,12 +349,20 @@ def _resume(folder: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> i
     return 0
 
 
-def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) -> int:
+def _load(
+    checkpoint: Path,
+    module: nn.Module,
+    optimiser: Any,
+    ema: EMAModel,
+    draw_batch: DrawBatch,
+    accelerator: Accelerator,
+) -> int:
     """Load one checkpoint, all of its files or none; its step."""
     state = json.loads((checkpoint / "state.json").read_text())
-    weights, shadow, moments = (
-        load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimiser")
-    )
+    files = {
+        name: load_file(checkpoint / f"{name}.safetensors") for name in state.get("files", _FILES)
+    }
+    weights, shadow, moments = (files[name] for name in _FILES)
     present = module.state_dict()
     module.load_state_dict({k: scatter(value, present[k]) for k, value in weights.items()})
     parameters = _trained(module)
@@ -361,6 +378,7 @@ def _load(checkpoint: Path, module: nn.Module, optimiser: Any, ema: EMAModel) ->
         packed.setdefault(names.index(name), {})[moment] = moved
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": packed, "param_groups": groups})
+    load_draws(draw_batch, files.get("draws", {}), accelerator)
     return int(state["step"])
 
 

@@ -30,6 +30,7 @@ from sfvgen_planner.world_model.checkpoint import (
     write_manifest,
 )
 from sfvgen_planner.world_model.denoiser import Denoiser, build_denoiser
+from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
@@ -66,7 +67,7 @@ from sfvgen_planner.world_model.temporal_learning import (
     distance_batches,
 )
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
-from sfvgen_planner.world_model.trainer import DrawBatch, Evaluation, begin_training, train
+from sfvgen_planner.world_model.trainer import Evaluation, begin_training, train
 
 logger = logging.getLogger(__name__)
 

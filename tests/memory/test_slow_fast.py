@@ -18,7 +18,6 @@ from sfvgen_planner.memory.loop_recipe import LoopRecipe
 from sfvgen_planner.memory.slow_fast import (
     LoopBatches,
     SlowFastObjective,
-    StoredBatches,
     episode_begins,
 )
 from sfvgen_planner.world_model import tiny_world_model
@@ -168,28 +167,6 @@ def test_adapters_alone_can_be_trained(model, tmp_path, second_order):
             assert torch.equal(value, fresh[name.replace(".base_layer", "")])
     codes = {"position_code", "time_scale", "time_shift"}
     assert changed == {"A", "B", "instruction_scale", "instruction_shift", *codes}
-
-
-def test_stored_memories_stay_for_a_round(model):
-    """The paper's loop: new memories only as a round begins, new noise in each step."""
-    settings = recipe(stage={"stored_batches": 2, "steps_per_round": 4})
-    stage = settings.stages[0]
-    adapters = Adapters(model, settings.memory_config)
-    objective = SlowFastObjective(model, adapters, settings.memory_config)
-    draw = StoredBatches(LoopBatches(TABLE, model, settings, stage), objective, stage)
-    rounds = [[draw(torch.Generator().manual_seed(n + m)) for n in range(4)] for m in (0, 4)]
-    held = [{id(batch.writes.fast) for batch in batches} for batches in rounds]
-    assert len(held[0]) <= 2
-    assert not held[0] & held[1]
-    noises = [batch.judged.noise for batches in rounds for batch in batches]
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(noises, 2))
-    begins = episode_begins(TABLE)
-    for batch in rounds[0]:
-        last = rows_of(batch.judged.latents, TABLE)[:, 3]
-        before = (torch.from_numpy(last) - begins[last]) // 8
-        assert (before == batch.writes.num_chunks).all()
-        assert not any(value.requires_grad for value in batch.writes.fast.values())
-        objective(*batch)
 
 
 def optimisation(**changes):

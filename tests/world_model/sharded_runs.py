@@ -68,6 +68,31 @@ def run(folder, accelerator):
     return {"losses": losses, "weights": weights}
 
 
+class Walk:
+    """Draws each process's batch a step away from its one before."""
+
+    def __init__(self):
+        self.place = torch.zeros(4, 3)
+
+    def __call__(self, generator):
+        self.place = self.place + torch.randn(4, 3, generator=generator)
+        return self.place, self.place.sum(dim=1, keepdim=True)
+
+    def state(self):
+        return {"place": self.place}
+
+    def load_state(self, state):
+        self.place = state["place"]
+
+
+def run_walk(folder, accelerator):
+    """Six steps along a walk of each process; the losses, and where the walk has led."""
+    module, walk = Objective(), Walk()
+    settings = Optimisation(steps=6, batch_size=4, learning_rate=0.01, checkpoint_every=3)
+    train(module, walk, settings, folder, accelerator, 0, "test")
+    return {"losses": module.losses, "place": walk.place.tolist()}
+
+
 def run_world_model(folder, accelerator):
     """Two steps of slow learning, and the model saved by one process alone."""
     model = tiny_world_model()
@@ -95,6 +120,19 @@ def shard_on_cpu(accelerator, is_sharded=True):
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
 
 
+def go_on(folder, name, begun_by, accelerator):
+    """Begin a run with half of another."""
+    if begun_by and accelerator.is_main_process:
+        checkpoint = "checkpoint-00000003"
+        shutil.copytree(folder / begun_by / checkpoint, folder / name / checkpoint)
+    accelerator.wait_for_everyone()
+
+
+def tell(folder, did, accelerator):
+    """Write what this process of a run did."""
+    (folder / f"process-{accelerator.process_index}.json").write_text(json.dumps(did))
+
+
 def main(folder):
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
@@ -106,14 +144,13 @@ def main(folder):
         ("fsdp_after_ddp", True, "ddp"),
         ("ddp_after_fsdp", False, "fsdp"),
     ]:
-        if begun_by and accelerator.is_main_process:
-            checkpoint = "checkpoint-00000003"
-            shutil.copytree(folder / begun_by / checkpoint, folder / name / checkpoint)
-        accelerator.wait_for_everyone()
+        go_on(folder, name, begun_by, accelerator)
         shard_on_cpu(accelerator, is_sharded)
-        did = run(folder / name, accelerator)
-        file = folder / name / f"process-{accelerator.process_index}.json"
-        file.write_text(json.dumps(did))
+        tell(folder / name, run(folder / name, accelerator), accelerator)
+    shard_on_cpu(accelerator, is_sharded=False)
+    for name, begun_by in [("walk", None), ("walk_resumed", "walk")]:
+        go_on(folder, name, begun_by, accelerator)
+        tell(folder / name, run_walk(folder / name, accelerator), accelerator)
     for name, is_sharded in [("ddp_world_model", False), ("fsdp_world_model", True)]:
         shard_on_cpu(accelerator, is_sharded)
         run_world_model(folder / name, accelerator)

@@ -37,6 +37,25 @@ def batch(generator):
     return (torch.randn(4, 3, generator=generator),)
 
 
+class Walk:
+    """Draws each batch a step away from the one before."""
+
+    def __init__(self):
+        self.place = torch.zeros(4, 3)
+        self.num_steps = 0
+
+    def __call__(self, generator):
+        self.num_steps += 1
+        self.place = self.place + torch.randn(4, 3, generator=generator)
+        return (self.place,)
+
+    def state(self):
+        return {"place": self.place}
+
+    def load_state(self, state):
+        self.place = state["place"]
+
+
 def train(folder, steps=STEPS, checkpoint_every=1, draw=batch):
     optimisation = Optimisation(
         steps=steps, batch_size=4, learning_rate=0.05, checkpoint_every=checkpoint_every
@@ -126,10 +145,10 @@ def test_a_run_killed_twenty_times_equals_one_that_was_not(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [*range(3, STEPS, 3), STEPS]
 
 
-@pytest.mark.parametrize("name", ["model", "ema", "optimiser", "state"])
+@pytest.mark.parametrize("name", ["model", "ema", "optimiser", "draws", "state"])
 @pytest.mark.parametrize("left", [0, 20, None])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_resumed(tmp_path, caplog, name, left):
-    train(tmp_path, 8, 2)
+    train(tmp_path, 8, 2, Walk())
     newest = tmp_path / "checkpoint-00000008"
     shutil.copytree(newest, tmp_path / "whole")
     damaged = newest / ("state.json" if name == "state" else f"{name}.safetensors")
@@ -137,19 +156,26 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_resumed(tmp_path, caplo
         damaged.unlink()
     else:
         damaged.write_bytes(damaged.read_bytes()[:left])
-    draws = []
-
-    def counted(generator):
-        draws.append(generator)
-        return batch(generator)
-
-    train(tmp_path, 8, 2, counted)
-    assert len(draws) == 2
+    draw = Walk()
+    train(tmp_path, 8, 2, draw)
+    assert draw.num_steps == 2
     assert "checkpoint-00000008 is damaged" in caplog.text
-    for file in ("model", "ema", "optimiser"):
+    for file in ("model", "ema", "optimiser", "draws"):
         assert same_tensors(newest / f"{file}.safetensors", tmp_path / f"whole/{file}.safetensors")
     kept = [path.name for path in sorted(tmp_path.glob("checkpoint*"))]
     assert kept == ["checkpoint-00000006", "checkpoint-00000008"]
+
+
+def test_a_checkpoint_from_before_draws_were_kept_is_gone_on_from(tmp_path, caplog):
+    train(tmp_path, 4, 2)
+    state = tmp_path / "checkpoint-00000004/state.json"
+    known = json.loads(state.read_text())
+    del known["files"]
+    state.write_text(json.dumps(known))
+    draw = Walk()
+    train(tmp_path, 5, 2, draw)
+    assert draw.num_steps == 1
+    assert not caplog.records
 
 
 def test_damaged_checkpoints_do_not_crowd_out_a_good_one(tmp_path):

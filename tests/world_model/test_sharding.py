@@ -80,6 +80,28 @@ def test_a_sharded_run_resumed_equals_one_that_was_not(runs):
     assert_same(checkpoint(runs / "fsdp_resumed"), checkpoint(runs / "fsdp"))
 
 
+def test_each_process_goes_on_from_its_own_draws(runs):
+    for process in (0, 1):
+        whole, resumed = (
+            json.loads((runs / f"{name}/process-{process}.json").read_text())
+            for name in ("walk", "walk_resumed")
+        )
+        assert resumed == {"losses": whole["losses"][3:], "place": whole["place"]}
+    walks = load_file(runs / "walk/checkpoint-00000006/draws.safetensors")["place"]
+    assert not torch.equal(*walks)
+
+
+def test_draws_of_more_processes_begin_anew(runs):
+    shutil.copytree(runs / "walk/checkpoint-00000003", runs / "one_walk/checkpoint-00000003")
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    resumed, alone = (
+        torch.tensor(sharded_runs.run_walk(runs / name, accelerator)["place"])
+        for name in ("one_walk", "alone_walk")
+    )
+    half = load_file(runs / "alone_walk/checkpoint-00000003/draws.safetensors")["place"][0]
+    torch.testing.assert_close(resumed, alone - half)
+
+
 @pytest.mark.parametrize("name", ["ddp_after_fsdp", "fsdp_after_ddp"])
 def test_a_run_is_resumed_with_and_without_shards(runs, name):
     np.testing.assert_allclose(losses(runs / name), losses(runs / "alone")[3:], rtol=1e-5)
