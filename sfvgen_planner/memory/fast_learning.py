@@ -57,11 +57,12 @@ class FastLearner:
         """
         if second_order:
             return _Recomputed.learn(self, fast, chunks, batches)
-        return self._steps(fast, chunks, batches, create_graph=False)
+        return self.steps(fast, chunks, batches, create_graph=False)
 
-    def _steps(
+    def steps(
         self, fast: FastWeights, chunks: Tensor, batches: Sequence[SlowBatch], create_graph: bool
     ) -> tuple[FastWeights, Tensor]:
+        """What `learn` does; `create_graph` keeps the graph that gradients flow through."""
         rule = _Adam() if self._config.rule == "adam" else _normalised
         all_losses = []
         for batch in batches:
@@ -131,7 +132,7 @@ class _Recomputed(torch.autograd.Function):
         kind = chunks.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         fast = dict(zip(names, tensors[: len(names)], strict=True))
-        learnt, losses = learner._steps(fast, chunks, batches, create_graph=False)
+        learnt, losses = learner.steps(fast, chunks, batches, create_graph=False)
         ctx.mark_non_differentiable(losses)
         return losses, *learnt.values()
 
@@ -142,7 +143,7 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(kind, dtype, enabled):
             leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
             fast = dict(zip(names, leaves, strict=True))
-            learnt, _ = learner._steps(fast, chunks, batches, create_graph=True)
+            learnt, _ = learner.steps(fast, chunks, batches, create_graph=True)
         gradients = torch.autograd.grad(
             list(learnt.values()), [*leaves, *slow], slopes[1:], allow_unused=True
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
@@ -15,6 +16,7 @@ from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.context_learning import ContextBatches, ContextObjective
 from sfvgen_planner.memory.contexts import CONTEXTS
 from sfvgen_planner.memory.loop_recipe import LoopRecipe, LoopStage
+from sfvgen_planner.memory.rewritten_batches import RewrittenBatches
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
 from sfvgen_planner.memory.stored_batches import StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
@@ -66,9 +68,12 @@ def slow_fast_loop(
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     require(
-        not (is_sharding(accelerator) and any(stage.stored_batches for stage in recipe.stages)),
-        f"the stored_batches of the recipe {recipe.name} are written by a whole model; train "
-        "with DDP, or leave them out",
+        not (
+            is_sharding(accelerator)
+            and any(stage.stored_batches or stage.second_order_writes for stage in recipe.stages)
+        ),
+        f"the stored_batches and second_order_writes of the recipe {recipe.name} need a whole "
+        "model; train with DDP, or leave them out",
     )
     model = models.world_model.to(accelerator.device)
     count_data(model, store, known_episodes)
@@ -95,7 +100,9 @@ def slow_fast_loop(
             objective = ContextObjective(model)
             draw_batch = ContextBatches(batches, CONTEXTS[recipe.context])
         else:
-            objective, draw_batch = _with_memory(model, adapters, recipe, stage, batches)
+            objective, draw_batch = _with_memory(
+                model, adapters, recipe, stage, batches, accelerator
+            )
             if held_out is not None:
                 measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
                 evaluation = Evaluation(recipe.eval_every, measure)
@@ -131,6 +138,7 @@ def _with_memory(
     recipe: LoopRecipe,
     stage: LoopStage,
     batches: LoopBatches,
+    accelerator: Accelerator,
 ) -> tuple[SlowFastObjective, DrawBatch]:
     """What a stage trains, and on which batches."""
     config = recipe.training_config(stage)
@@ -142,6 +150,14 @@ def _with_memory(
         parameter.requires_grad_(config.rule == "normalised")
     if stage.stored_batches:
         return objective, StoredBatches(batches, objective, stage)
+    if stage.second_order_writes:
+        return objective, RewrittenBatches(
+            batches,
+            objective,
+            stage.second_order_writes,
+            accelerator.autocast,
+            stage.optimisation.capture and accelerator.device.type == "cuda",
+        )
     return objective, batches
 
 

@@ -42,6 +42,12 @@ class LoopStage(BaseModel):
     second_order: bool = Field(
         default=False, description="Let gradients flow through the writes, at about twice the cost."
     )
+    second_order_writes: int = Field(
+        default=0,
+        ge=0,
+        description="In place of second_order: let gradients flow through so many of the writes, "
+        "drawn at random, each by itself. What they cost does not grow with the horizon.",
+    )
     stored_batches: int = Field(
         default=0,
         ge=0,
@@ -61,8 +67,13 @@ class LoopStage(BaseModel):
 
     @model_validator(mode="after")
     def _check_samples(self) -> Self:
-        if self.stored_batches and self.second_order:
-            raise ValueError("stored memories are frozen: second_order needs stored_batches 0")
+        if self.stored_batches and (self.second_order or self.second_order_writes):
+            raise ValueError(
+                "stored memories are frozen: second_order and second_order_writes need "
+                "stored_batches 0"
+            )
+        if self.second_order and self.second_order_writes:
+            raise ValueError("give second_order or second_order_writes, not both")
         with_memory = self.num_memories * self.samples_per_memory
         if self.adapters_only and self.num_slow_samples:
             raise ValueError(

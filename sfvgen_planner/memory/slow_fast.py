@@ -1,7 +1,7 @@
 """The slow-fast objective: slow weights that know how to use fast ones (paper, Algorithm 1b)."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,26 @@ class Stored(NamedTuple):
     num_chunks: int
 
 
+class Rewritten(NamedTuple):
+    """Memories that have just been written, and some of their writes to take gradients through.
+
+    Attributes:
+        fast: The fast weights after all chunks.
+        num_chunks: `(memories,)`, how many chunks each has written.
+        again: The chosen writes, side by side: one chunk of `writes * memories` memories.
+        before: Their fast weights before it.
+        chunks: `(writes * memories,)`, how many chunks they had written before it.
+        scale: Chunks for each chosen write, a scalar.
+    """
+
+    fast: FastWeights
+    num_chunks: Tensor
+    again: Writes
+    before: FastWeights
+    chunks: Tensor
+    scale: Tensor
+
+
 class LoopBatch(NamedTuple):
     """One step of the outer loop.
 
@@ -71,7 +91,7 @@ class LoopBatch(NamedTuple):
         slow: Ordinary windows, which are imagined without memory; None for none.
     """
 
-    writes: Writes | Stored
+    writes: Writes | Stored | Rewritten
     judged: SlowBatch
     slow: SlowBatch | None
 
@@ -97,15 +117,21 @@ class SlowFastObjective(nn.Module):
         # Fused attention can't be differentiated twice, either.
         use_trainable_attention(model.unet)
         self.slow = SlowObjective(model)
-        self._adapters = adapters
+        self.adapters = adapters
         self._config = config
-        self._learner = FastLearner(self.slow, adapters, config)
+        self.learner = FastLearner(self.slow, adapters, config)
         self._second_order = second_order
 
-    def forward(self, writes: Writes | Stored, judged: SlowBatch, slow: SlowBatch | None) -> Tensor:
+    def forward(
+        self, writes: Writes | Stored | Rewritten, judged: SlowBatch, slow: SlowBatch | None
+    ) -> Tensor:
         """Mean squared error over all samples; the arguments are the fields of `LoopBatch`."""
+        fast: FastWeights
+        num_chunks: Tensor | int
         if isinstance(writes, Stored):
             fast, num_chunks = writes.fast, writes.num_chunks
+        elif isinstance(writes, Rewritten):
+            fast, num_chunks = self._rewrite(writes), writes.num_chunks
         else:
             fast, num_chunks = self.write(writes), len(writes.windows)
         parts = [self.errors(fast, num_chunks, judged)]
@@ -115,9 +141,15 @@ class SlowFastObjective(nn.Module):
 
     def write(self, writes: Writes) -> FastWeights:
         """Fresh memories after all their chunks (the inner loop of Algorithm 1b)."""
-        num_chunks, num_memories = writes.windows.shape[:2]
+        fast = self.adapters.start(writes.windows.shape[1])
+        for chunks, batches in self.chunks(writes):
+            fast, _ = self.learner.learn(fast, chunks, batches, self._second_order)
+        return fast
+
+    def chunks(self, writes: Writes) -> Iterator[tuple[Tensor, list[SlowBatch]]]:
+        """For each chunk its index, `(memories,)`, and the batches of its write's steps."""
+        num_memories = writes.windows.shape[1]
         draws, steps = self._config.num_noise_draws, self._config.num_steps
-        fast = self._adapters.start(num_memories)
         samples = num_memories * draws
         zeros = writes.windows.new_zeros(samples)
         num_future = writes.windows.shape[3] - writes.num_past
@@ -132,8 +164,8 @@ class SlowFastObjective(nn.Module):
             context_noise=writes.windows.new_zeros(()),
             timesteps=writes.timesteps[0, 0],
         )
-        for index in range(num_chunks):
-            latents = writes.windows[index].repeat_interleave(draws, dim=0)
+        for index, windows in enumerate(writes.windows):
+            latents = windows.repeat_interleave(draws, dim=0)
             batches = [
                 template._replace(
                     latents=latents,
@@ -142,23 +174,37 @@ class SlowFastObjective(nn.Module):
                 )
                 for step in range(steps)
             ]
-            fast, _ = self._learner.learn(
-                fast, _chunk_index(writes, index), batches, self._second_order
-            )
+            yield torch.full((num_memories,), index, device=windows.device), batches
+
+    def _rewrite(self, given: Rewritten) -> FastWeights:
+        """The memories as they are, with gradients through where they start and the chosen writes.
+
+        A write's gradient is that of what it adds to its memory; that this changes what later
+        writes add, a difference of a difference, is left out.
+        """
+        before = self._from_start(given.before)
+        ((_, batches),) = self.chunks(given.again)
+        after, _ = self.learner.steps(before, given.chunks, batches, create_graph=True)
+        num_memories = len(given.num_chunks)
+        fast = {}
+        for name, value in self._from_start(given.fast).items():
+            added = (after[name] - before[name]).unflatten(0, (-1, num_memories)).sum(dim=0)
+            fast[name] = value + given.scale * (added - added.detach())
         return fast
 
+    def _from_start(self, fast: FastWeights) -> FastWeights:
+        """Memories as they are, with the gradient of the parameters that they started at."""
+        start = self.adapters.start(len(next(iter(fast.values()))))
+        return {name: value + (start[name] - start[name].detach()) for name, value in fast.items()}
+
     def errors(
-        self, fast: FastWeights, num_chunks: int, judged: SlowBatch
+        self, fast: FastWeights, num_chunks: Tensor | int, judged: SlowBatch
     ) -> tuple[Tensor, Tensor]:
         """Each sample's summed squared error under slow and fast weights, and its size."""
         num_memories = len(next(iter(fast.values())))
-        chunks = torch.full((num_memories,), num_chunks, device=judged.latents.device)
-        with self._adapters.placed(fast, chunks):
+        chunks = num_chunks + judged.latents.new_zeros(num_memories, dtype=torch.long)
+        with self.adapters.placed(fast, chunks):
             return self.slow.errors(judged)
-
-
-def _chunk_index(writes: Writes, index: int) -> Tensor:
-    return torch.full((writes.windows.shape[1],), index, device=writes.windows.device)
 
 
 class LoopBatches:

@@ -246,6 +246,8 @@ def test_the_loop_teaches_the_model_to_remember(model, tmp_path):
         ({"stage": {"adapters_only": True}}, "adapters only"),
         ({"stage": {"max_chunks": 0}}, "max_chunks"),
         ({"stage": {"second_order": True, "stored_batches": 2}}, "frozen"),
+        ({"stage": {"second_order_writes": 2, "stored_batches": 2}}, "frozen"),
+        ({"stage": {"second_order_writes": 2, "second_order": True}}, "not both"),
     ],
 )
 def test_bad_recipes_are_told(changes, words):
