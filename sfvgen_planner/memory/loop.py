@@ -145,6 +145,8 @@ def _with_memory(
     assert config is not None
     objective = SlowFastObjective(model, adapters, config, stage.second_order)
     objective.requires_grad_(not stage.adapters_only)
+    if model.config.text_frozen:
+        model.text_encoder.requires_grad_(False)
     for parameter in adapters.parameters():
         # With Adam every memory starts at the same untrained adapters, as in the paper.
         parameter.requires_grad_(config.rule == "normalised")

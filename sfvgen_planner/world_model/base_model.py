@@ -119,7 +119,8 @@ def latent_geometry(vae: Any) -> tuple[int, int]:
     """Latent channels of an image autoencoder, and pixels per cell of its latents.
 
     Raises:
-        SfvgenError: It is no diffusers autoencoder of single images.
+        SfvgenError: It is no diffusers autoencoder of single RGB images, or one whose latents are
+            normalised channel by channel.
     """
     channels = vae.config.get("latent_channels")
     # Every image autoencoder of diffusers registers these, whatever its arguments are called.
@@ -128,5 +129,16 @@ def latent_geometry(vae: Any) -> tuple[int, int]:
         raise SfvgenError(
             f"the vae is a {type(vae).__name__}, which does not encode single images; use one "
             "such as AutoencoderKL or AutoencoderTiny"
+        )
+    image_channels = (vae.config.in_channels, vae.config.out_channels)
+    if image_channels != (3, 3):
+        raise SfvgenError(
+            f"the vae turns images of {image_channels[0]} channels into {image_channels[1]}, but "
+            "frames are RGB; use one of 3 channels"
+        )
+    if vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None:
+        raise SfvgenError(
+            "the vae normalises its latents channel by channel (latents_mean, latents_std); use "
+            "one with a single scaling_factor"
         )
     return int(channels), int(2 ** (len(blocks) - 1))

@@ -75,7 +75,7 @@ def check_folder(folder: Path, given: Collection[str] = (), variant: str | None 
         _check_manifest(folder)
     for component in needed:
         if component in _WEIGHTED:
-            _check_weights(folder / component, variant)
+            check_weights(folder / component, variant)
     for shard_index in folder.rglob("*.safetensors.index.json"):
         shards = set(_read_json(shard_index, folder)["weight_map"].values())
         for shard in sorted(shards):
@@ -84,6 +84,15 @@ def check_folder(folder: Path, given: Collection[str] = (), variant: str | None 
                     f"the checkpoint {folder} lacks the file "
                     f"{(shard_index.parent / shard).relative_to(folder)}; restore it"
                 )
+
+
+def is_world_model(folder: Path) -> bool:
+    """Whether a folder holds a world model, not a text-to-video model such as the base model.
+
+    Raises:
+        SfvgenError: It is no checkpoint folder.
+    """
+    return "num_past_frames" in _read_json(folder / "model_index.json", folder)
 
 
 @contextmanager
@@ -100,7 +109,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextmanager
-def loading_errors(folder: Path) -> Iterator[None]:
+def loading_errors(folder: Path | str, advice: str = "save or copy it again") -> Iterator[None]:
     """Turn what the libraries raise on a broken checkpoint into one `SfvgenError`."""
     try:
         yield
@@ -109,12 +118,16 @@ def loading_errors(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SfvgenError(
-            f"the checkpoint {folder} can't be loaded ({reason}); save or copy it again"
+            f"the checkpoint {folder} can't be loaded ({reason}); {advice}"
         ) from error
 
 
-def _check_weights(folder: Path, variant: str | None) -> None:
-    """Only safetensors are loaded: unpickling runs whatever code the file holds."""
+def check_weights(folder: Path, variant: str | None = None) -> None:
+    """Only safetensors are loaded: unpickling runs whatever code the file holds.
+
+    Raises:
+        SfvgenError: The folder has none, or only those of another variant.
+    """
     files = [path for path in folder.iterdir() if path.is_file()]
     names = sorted(path.stem for path in files if path.suffix == ".safetensors")
     if not names:

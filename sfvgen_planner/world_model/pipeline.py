@@ -77,6 +77,7 @@ class VideoWorldModel(DiffusionPipeline):
         env_id: Gymnasium id of the environment the model was trained on, for the record.
         data_steps: Steps of the data that the model was trained on, one per video frame, for the
             record; None where nobody knows. Data that was trained on again counts again.
+        text_frozen: Leave the weights of `text_encoder` as they are, in all further training too.
 
     Raises:
         SfvgenError: The components don't fit each other, or a size or bound makes no sense.
@@ -105,6 +106,7 @@ class VideoWorldModel(DiffusionPipeline):
         frame_skip: int = 1,
         env_id: str = "",
         data_steps: int | None = None,
+        text_frozen: bool = False,
     ) -> None:
         super().__init__()
         if min(num_past_frames, num_future_frames) < 1:
@@ -127,7 +129,10 @@ class VideoWorldModel(DiffusionPipeline):
             frame_skip=frame_skip,
             env_id=env_id,
             data_steps=data_steps,
+            text_frozen=text_frozen,
         )
+        if text_frozen:
+            text_encoder.requires_grad_(False)
         for module in (vae, text_encoder, unet):
             module.eval()
         self.set_progress_bar_config(disable=True)

@@ -17,6 +17,7 @@ MixedPrecision = Annotated[
     BeforeValidator(lambda value: "no" if value is False else value),
 ]
 """What passes are computed in where it is safe: bfloat16, or single precision like the rest."""
+_PLACES = {"subfolder", "tokenizer_subfolder"}
 _COMPILE = "torch.compile on a GPU: a minute or two before the first step, then faster."
 
 
@@ -42,8 +43,35 @@ class Optimisation(_Section):
     )
 
 
-class AutoencoderRecipe(_Section):
-    """The frame autoencoder (diffusers `AutoencoderKL`), f = 2 ** (number of blocks - 1)."""
+class _Component(_Section):
+    """A part of the model that is built as told here, or taken as it was pretrained."""
+
+    pretrained: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder, or id on the Hugging Face Hub, of safetensors weights to begin with.",
+    )
+    subfolder: str | None = Field(default=None, description="Where in `pretrained` they are.")
+
+    @model_validator(mode="after")
+    def _pretrained_or_built(self) -> Self:
+        # A change of the recipe to null takes a value out.
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        if self.pretrained is None:
+            misplaced, reason = given & _PLACES, "there is no pretrained for it"
+        else:
+            misplaced = given - _PLACES - {"pretrained", "train"}
+            reason = "what is pretrained is used as it is"
+        if misplaced:
+            raise ValueError(f"leave out {', '.join(sorted(misplaced))}: {reason}")
+        return self
+
+
+class AutoencoderRecipe(_Component):
+    """The frame autoencoder: a diffusers `AutoencoderKL` to train, f = 2 ** (blocks - 1).
+
+    With `pretrained` it is any image autoencoder of diffusers, which stays as it is.
+    """
 
     block_out_channels: tuple[int, ...] = (32, 64, 96, 128)
     layers_per_block: int = 1
@@ -54,12 +82,28 @@ class AutoencoderRecipe(_Section):
         default=False, description="Leave the encoder, and so the latents, as they are."
     )
     compile: bool = Field(default=False, description=_COMPILE)
-    optimisation: Optimisation
+    optimisation: Optimisation | None = Field(
+        default=None, description="Needed, unless the autoencoder is pretrained."
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_pretrained(self) -> Self:
+        if self.pretrained is None and self.optimisation is None:
+            raise ValueError("give optimisation to train it, or pretrained to take another's")
+        return self
 
 
-class TextRecipe(_Section):
-    """The CLIP text encoder that is trained with the denoiser."""
+class TextRecipe(_Component):
+    """The CLIP text encoder: a small one to train with the denoiser, or a pretrained one."""
 
+    tokenizer_subfolder: str | None = Field(
+        default=None, description="Where in `pretrained` the tokenizer is."
+    )
+    train: bool | None = Field(
+        default=None,
+        description="Whether it is trained with the denoiser; by default it is, but for one that "
+        "`pretrained` or a text-to-video folder brings along.",
+    )
     vocab_size: int = 1000
     max_length: int = 24
     hidden_size: int = 128

@@ -8,16 +8,22 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import nn
 
-from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.data import EpisodeStore, StoreSpec
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import prepare_folder, writing_errors
+from sfvgen_planner.world_model.assembly import (
+    Parts,
+    build_inverse_dynamics,
+    build_world_model,
+    load_base_model,
+    load_parts,
+)
 from sfvgen_planner.world_model.autoencoder import (
     AutoencoderObjective,
-    build_autoencoder,
     calibrate_latents,
     frame_batches,
 )
@@ -27,9 +33,10 @@ from sfvgen_planner.world_model.checkpoint import (
     OUTCOME_HEAD_FOLDER,
     TEMPORAL_DISTANCE_FOLDER,
     forget_origin,
+    is_world_model,
     write_manifest,
 )
-from sfvgen_planner.world_model.denoiser import Denoiser, build_denoiser
+from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
@@ -66,7 +73,6 @@ from sfvgen_planner.world_model.temporal_learning import (
     check_pairs,
     distance_batches,
 )
-from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from sfvgen_planner.world_model.trainer import Evaluation, begin_training, train
 
 logger = logging.getLogger(__name__)
@@ -112,23 +118,24 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             count, not the recipe's, and its memory is kept where no stage trains what the memory
             was trained with. A head on its latents is left out where they change and the recipe
             does not train the head on. A recipe without it must have all stages but these heads.
+            A folder in the layout of the paper's base model gets the recipe's window.
 
     Returns:
         The finished checkpoint folder.
 
     Raises:
         SfvgenError: The store is empty, too small for a stage or does not fit the model, a stage is
-            missing or asks for another window or prediction than the checkpoint's, or `out` can't
-            be written or holds another run.
+            missing or asks for another window or prediction than the checkpoint's, a pretrained
+            component can't be loaded, or `out` can't be written or holds another run.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
     store = EpisodeStore.open(data)
-    models = None if init_from is None else load_models(init_from)
     slow = recipe.world_model
-    if models is None:
-        _check_recipe(recipe, store)
+    models, parts = None, Parts()
+    if init_from is None:
+        parts = load_parts(recipe, store)
     else:
-        check_model(models.world_model, store)
+        models = _models_to_go_on_from(init_from, recipe, store)
         slow = None if slow is None else _going_on(slow, models.world_model)
     record = run_record(recipe, store, init_from)
     check_run(out, record)
@@ -148,7 +155,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     table = FrameTable.from_store(store, accelerator.device)
     if recipe.outcome_head is not None:
         check_outcomes(table)
-    models = models or _build_models(recipe, store, table.instructions)
+    models = models or _build_models(recipe, store.spec, table.instructions, parts)
     model = models.world_model.to(accelerator.device)
     count_data(model, store)
 
@@ -175,11 +182,12 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         train(objective, draw_batch, how, out / stage, accelerator, seed, name, evaluation)
 
     on_gpu = accelerator.device.type == "cuda"
-    if recipe.autoencoder is not None:
-        how = recipe.autoencoder.optimisation
+    how = None if recipe.autoencoder is None else recipe.autoencoder.optimisation
+    if recipe.autoencoder is not None and how is not None:
         if recipe.autoencoder.decoder_only:
-            model.vae.encoder.requires_grad_(False)
-            model.vae.quant_conv.requires_grad_(False)
+            # Some pretrained autoencoders have no `quant_conv`.
+            for module in filter(None, (model.vae.encoder, model.vae.quant_conv)):
+                module.requires_grad_(False)
         reconstruct = AutoencoderObjective(model.vae, recipe.autoencoder, table)
         if recipe.autoencoder.compile and on_gpu:
             reconstruct.compile(dynamic=False)
@@ -196,6 +204,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
             # A base model of another kind keeps the schedule that it was pretrained with.
             model.register_modules(scheduler=build_scheduler(slow.prediction, slow.shift))
+        if slow.text.train is not None:
+            model.register_to_config(text_frozen=not slow.text.train)
+            model.text_encoder.requires_grad_(slow.text.train)
         prepare_denoiser(model.unet, slow, accelerator.device)
         evaluation = None
         if held_out is not None:
@@ -301,24 +312,6 @@ def prepare_denoiser(unet: Denoiser, recipe: WorldModelRecipe, device: torch.dev
         unet.compile(dynamic=False)
 
 
-def _check_recipe(recipe: Recipe, store: EpisodeStore) -> None:
-    """Refuse what a model can't be built from, before anything is read."""
-    if not (recipe.autoencoder and recipe.world_model and recipe.inverse_dynamics):
-        raise SfvgenError(
-            f"the recipe {recipe.name} leaves out a stage; give the checkpoint to take it from "
-            "with --init-from"
-        )
-    factor = 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
-    if recipe.world_model.transformer:
-        factor *= recipe.world_model.transformer.patch_size
-    height, width = store.spec.image_size
-    if height != width or height % factor:
-        raise SfvgenError(
-            f"the store {store.path} has images of {height}x{width}, but this recipe needs square "
-            f"images with a side that {factor} divides; collect again with --image-size"
-        )
-
-
 def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
     """Refuse a store that a trained model can't go on learning from."""
     spec, side = store.spec, model.config.image_size
@@ -382,6 +375,44 @@ def success_ends(store: EpisodeStore) -> bool:
     return any(successes is not None and bool(successes[-1]) for successes in ended)
 
 
+def _models_to_go_on_from(folder: Path, recipe: Recipe, store: EpisodeStore) -> Models:
+    """All that a checkpoint folder or a text-to-video folder holds; what it lacks is made anew.
+
+    Raises:
+        SfvgenError: It does not fit the store, or can't go on with this recipe.
+    """
+    for name, part in (
+        ("autoencoder", recipe.autoencoder),
+        ("world_model.text", recipe.world_model and recipe.world_model.text),
+    ):
+        if part and part.pretrained is not None:
+            raise SfvgenError(
+                f"the recipe has {name}.pretrained, but the model of --init-from has its own; "
+                "leave one of them out"
+            )
+    heads = load_heads(folder)
+    if is_world_model(folder):
+        model = VideoWorldModel.from_pretrained(folder)
+    else:
+        model = load_base_model(folder, recipe, store.spec)
+    check_model(model, store)
+    if recipe.autoencoder is not None and not isinstance(model.vae, AutoencoderKL):
+        raise SfvgenError(
+            f"the vae of {folder} is a {type(model.vae).__name__}, which is not trained here; "
+            "leave autoencoder out of the recipe"
+        )
+    inverse = heads.inverse_dynamics
+    if inverse is None:
+        if recipe.inverse_dynamics is None:
+            raise SfvgenError(
+                f"{folder} holds no inverse dynamics; add inverse_dynamics to the recipe"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            inverse = build_inverse_dynamics(recipe.inverse_dynamics, store.spec)
+    return Models(model, inverse, heads.outcome_head, heads.temporal_distance)
+
+
 def load_models(folder: Path) -> Models:
     """All that a checkpoint folder holds, in single precision."""
     model, heads = VideoWorldModel.from_pretrained(folder), load_heads(folder)
@@ -421,46 +452,11 @@ def _build_temporal_distance(
     )
 
 
-def _build_models(recipe: Recipe, store: EpisodeStore, instructions: list[str]) -> Models:
-    """Untrained models of the recipe's sizes for the store's images and actions."""
-    assert recipe.autoencoder is not None
-    assert recipe.world_model is not None
+def _build_models(recipe: Recipe, spec: StoreSpec, instructions: list[str], parts: Parts) -> Models:
+    """Models of the recipe's sizes for the store's images and actions."""
     assert recipe.inverse_dynamics is not None
-    spec = store.spec
-    side = spec.image_size[0]
-    text = recipe.world_model.text
-    tokenizer = build_tokenizer(instructions, text.vocab_size, text.max_length)
-    model = VideoWorldModel(
-        vae=build_autoencoder(recipe.autoencoder, side),
-        text_encoder=build_text_encoder(
-            tokenizer, text.hidden_size, text.num_layers, text.num_heads
-        ),
-        tokenizer=tokenizer,
-        unet=build_denoiser(
-            recipe.world_model.denoiser,
-            recipe.autoencoder.latent_channels,
-            side // 2 ** (len(recipe.autoencoder.block_out_channels) - 1),
-            spec.action_size,
-            text.hidden_size,
-        ),
-        scheduler=build_scheduler(recipe.world_model.prediction, recipe.world_model.shift),
-        num_past_frames=recipe.world_model.num_past_frames,
-        num_future_frames=recipe.world_model.num_future_frames,
-        image_size=side,
-        action_low=list(spec.action_low),
-        action_high=list(spec.action_high),
-        frame_skip=spec.frame_skip,
-        env_id=spec.env_id,
-        data_steps=0,
-    )
-    inverse = InverseDynamics(
-        image_size=side,
-        action_low=spec.action_low,
-        action_high=spec.action_high,
-        block_out_channels=recipe.inverse_dynamics.block_out_channels,
-        hidden_size=recipe.inverse_dynamics.hidden_size,
-    )
-    return Models(model, inverse)
+    model = build_world_model(recipe, spec, instructions, parts)
+    return Models(model, build_inverse_dynamics(recipe.inverse_dynamics, spec))
 
 
 def save_checkpoint(

@@ -46,6 +46,15 @@ def folder(tmp_path_factory):
     return folder
 
 
+def frozen_text(checkpoint, folder):
+    """A copy of a checkpoint whose text encoder is not to be trained."""
+    shutil.copytree(checkpoint, folder)
+    model = load_world_model(checkpoint)
+    model.register_to_config(text_frozen=True)
+    model.save_pretrained(folder)
+    return folder
+
+
 def loop(folder, checkpoint, out, recipe="recipe.yaml"):
     arguments = ["--recipe", f"{folder}/{recipe}", "--data", f"{folder}/data"]
     return main(["loop", *arguments, "--init-from", str(checkpoint), "--out", f"{folder}/{out}"])
@@ -55,6 +64,22 @@ def loop(folder, checkpoint, out, recipe="recipe.yaml"):
 def looped(folder, tiny_checkpoint):
     assert loop(folder, tiny_checkpoint, "run") == 0
     return folder / "run" / "model"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_text_encoder_stays_as_it_is(folder, tiny_checkpoint, tmp_path, frozen):
+    start = frozen_text(tiny_checkpoint, tmp_path / "start") if frozen else tiny_checkpoint
+    stage = "{max_chunks: 1, num_memories: 1, samples_per_memory: 1, optimisation: "
+    stage += "{steps: 2, batch_size: 2, learning_rate: 0.01, warmup_steps: 0, ema_decay: 0}}"
+    arguments = ["--recipe", f"{folder}/recipe.yaml", "--data", f"{folder}/data", "--init-from"]
+    arguments += [str(start), "--out", f"{tmp_path}/run", "--set", f"stages=[{stage}]"]
+    assert main(["loop", *arguments, "eval_every=0"]) == 0
+    before, after = load_world_model(start), load_world_model(tmp_path / "run/model")
+    assert after.config.text_frozen == frozen
+    old, new = before.text_encoder.state_dict(), after.text_encoder.state_dict()
+    assert (
+        all(torch.equal(new[name], value.half().float()) for name, value in old.items()) == frozen
+    )
 
 
 def tensors(checkpoint):

@@ -538,7 +538,7 @@ def test_training_goes_on_from_a_model_by_its_name(store, tmp_path, capsys, monk
     from sfvgen_planner.world_model.shipped import shipped_folder
 
     given = []
-    monkeypatch.setattr(training, "load_models", lambda folder: given.append(folder) or 1 / 0)
+    monkeypatch.setattr(training, "load_heads", lambda folder: given.append(folder) or 1 / 0)
     arguments = ["train", "--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
     arguments += ["--out", f"{tmp_path}/run", "--init-from"]
     with pytest.raises(ZeroDivisionError):

@@ -1,0 +1,120 @@
+"""Components as others have trained them: any image VAE of diffusers, any CLIP of transformers."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, ModelMixin
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.world_model.base_model import latent_geometry
+from sfvgen_planner.world_model.checkpoint import check_weights, loading_errors, quiet_libraries
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ADVICE = "give a folder, or an id on the Hugging Face Hub, that holds safetensors weights"
+
+
+def load_vae(source: str, subfolder: str | None = None) -> Any:
+    """An image autoencoder of diffusers, in single precision.
+
+    Args:
+        source: Its folder, or its id on the Hugging Face Hub.
+        subfolder: Where in `source` it is.
+
+    Raises:
+        SfvgenError: There is none, its weights are not whole or not safetensors, or it does not
+            encode single RGB images.
+    """
+    place = _check_source(source, subfolder)
+    with loading_errors(place, _ADVICE), quiet_libraries():
+        # Every model of diffusers has the same form of config.
+        name = str(AutoencoderKL.load_config(source, subfolder=subfolder).get("_class_name"))
+        kind: Any = getattr(diffusers, name, None)
+        require(
+            isinstance(kind, type) and issubclass(kind, ModelMixin),
+            f"{place} holds no autoencoder of diffusers; give the folder of one such as "
+            "AutoencoderKL, and the subfolder where it is part of a pipeline",
+        )
+        vae = _load_whole(kind, source, subfolder, place)
+    latent_geometry(vae)
+    return vae
+
+
+def load_text(
+    source: str, subfolder: str | None = None, tokenizer_subfolder: str | None = None
+) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """A CLIP text encoder, in single precision, and its tokenizer.
+
+    Args:
+        source: Their folder, or their id on the Hugging Face Hub; a whole CLIP will do.
+        subfolder: Where in `source` the text encoder is.
+        tokenizer_subfolder: Where in `source` the tokenizer is.
+
+    Raises:
+        SfvgenError: One of them is not there, is no CLIP or does not fit the other, or the weights
+            are not whole or not safetensors.
+    """
+    place = _check_source(source, subfolder)
+    with loading_errors(place, _ADVICE), quiet_libraries():
+        config, _ = CLIPTextConfig.get_config_dict(source, subfolder=subfolder or "")
+        kind = config.get("model_type")
+        require(
+            kind in ("clip", "clip_text_model"),
+            f"{place} holds no CLIP text encoder (its model_type is {kind}); give the folder of "
+            "one, and the subfolder where it is part of a pipeline",
+        )
+        # Frozen, it must give the same states in training too.
+        encoder = _load_whole(CLIPTextModel, source, subfolder, place, attention_dropout=0.0)
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer_subfolder or "")
+    # transformers makes an empty tokenizer where there are no files of one.
+    require(
+        len(tokenizer) > len(tokenizer.all_special_ids),
+        f"{source} holds no CLIP tokenizer{_inside(tokenizer_subfolder)}; save it there, or give "
+        "its tokenizer_subfolder",
+    )
+    require(
+        len(tokenizer) <= encoder.config.vocab_size,
+        f"the tokenizer of {source} has {len(tokenizer)} tokens, but the text encoder knows "
+        f"{encoder.config.vocab_size}; give the tokenizer that it was trained with",
+    )
+    return encoder, tokenizer
+
+
+def _check_source(source: str, subfolder: str | None) -> str:
+    """Refuse a folder without weights before anything is loaded; what messages call the place."""
+    if Path(source).is_dir():
+        folder = Path(source, subfolder or "")
+        require(folder.is_dir(), f"{source} has no folder {subfolder}; correct subfolder")
+        check_weights(folder)
+        return str(folder)
+    require(
+        bool(_HUB_ID.fullmatch(source)),
+        f"there is no folder {source}; give one that exists, or an id on the Hugging Face Hub",
+    )
+    return source + _inside(subfolder)
+
+
+def _inside(subfolder: str | None) -> str:
+    return "" if subfolder is None else f" in {subfolder}"
+
+
+def _load_whole(kind: Any, source: str, subfolder: str | None, place: str, **settings: Any) -> Any:
+    """A model none of whose weights is missing: the libraries would make these up."""
+    model, found = kind.from_pretrained(
+        source,
+        subfolder=subfolder or "",
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **settings,
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise SfvgenError(
+            f"{place} lacks {len(missing)} of the weights of {kind.__name__}, such as "
+            f"{missing[0]}; save or copy it again"
+        )
+    return model
