@@ -37,8 +37,9 @@ class SB3Policy:
     ``EncodedPolicy``, both of ``sfvgen_planner.imagination.sb3``.
 
     There is no loading from a file here, on purpose: Stable-Baselines3's ``.zip`` files hold
-    pickles, which can run any code when they are opened. Give a model that is in memory, or open
-    with SB3's own ``load`` a file that you made yourself.
+    pickles, which can run any code when they are opened. Give a model that is in memory, or take
+    ``load_sb3`` of ``sfvgen_planner.imagination.sb3_file``, which opens no pickle. SB3's own
+    ``load`` is for files that you made yourself.
 
     Args:
         env: environment that it will act in.

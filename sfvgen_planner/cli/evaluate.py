@@ -75,6 +75,8 @@ _SETTINGS = (
     "num_noise_draws",
     "no_loop_model",
     "base_model",
+    "sb3",
+    "planners",
     "methods",
     "levels",
     "num_candidates",
@@ -202,9 +204,19 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_policy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--video-planner",
-        action="store_true",
-        help="evaluate the model's video planner too, which takes by far the longest",
+        "--sb3",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="evaluate these PPO or SAC checkpoints of Stable-Baselines3 (.zip) too; their pickles "
+        "are not opened",
+    )
+    parser.add_argument(
+        "--planners",
+        nargs="+",
+        metavar="NAME",
+        help="evaluate these planners too, which takes by far the longest: video_plan, mpc_cem, "
+        "mpc_mppi, mpc_simulator",
     )
 
 
@@ -347,8 +359,6 @@ def run(args: argparse.Namespace) -> int:
     config = getattr(module, evaluation.config).of(args.model, args.device, args.episodes)
     config = replace(config, **_chosen(args, *_SETTINGS), **_chosen_env(args))
     picture = None if getattr(args, "plot", None) is None else Path(args.plot)
-    if args.evaluation == "policy":
-        config = replace(config, video_planner=args.video_planner)
     if picture is not None:
         from sfvgen_planner.evaluation.plotting import require_matplotlib
         from sfvgen_planner.files import prepare_folder

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from sfvgen_policies import Policy, make_policy
+from sfvgen_policies import POLICIES, Policy, make_policy
 
+from sfvgen_planner.evaluation.planning import METHODS, PlanningConfig
 from sfvgen_planner.imagination import ImaginationWrapper
-from sfvgen_planner.planning import PlanningPolicy, VideoPlanner
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Rung:
         make: builds it for an environment, simulated or imagined.
         acts_on_images: whether the camera's picture and the instruction are all that it looks at,
             so that it can act in an imagined world too.
+        fields: further settings that its figures tell.
     """
 
     name: str
     make: Callable[[ImaginationWrapper], Policy]
     acts_on_images: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, policy: str, **kwargs: Any) -> Rung:
@@ -48,11 +50,24 @@ LADDER = (
 )
 """For one instruction of ``sfvgen/TabletopReturn-v0``, which gives it 32 steps."""
 
+PLANNERS = tuple(name for name in METHODS if name not in POLICIES)
+"""The planners of ``sfvgen eval planning``."""
 
-def video_planner(model: str) -> Rung:
-    """The video planner of a shipped model or a checkpoint folder; slow.
 
-    Its plans come from the model, so in imagination the model judges itself.
+def planner_rung(name: str, model: str, device: str) -> Rung:
+    """A planner, as ``sfvgen eval planning`` measures it; slow.
+
+    Where its plans come from the model, the model judges itself in imagination.
+
+    Args:
+        name: one of ``PLANNERS``.
+        model: shipped name or checkpoint folder that it plans with.
+        device: of the model.
     """
-    planner = VideoPlanner.from_pretrained(model)
-    return Rung("video planner", lambda env: PlanningPolicy(env, planner), acts_on_images=True)
+    method, config = METHODS[name], PlanningConfig(model=model, device=device)
+    return Rung(
+        name,
+        lambda env: method.make([env], config)[0],
+        acts_on_images=method.imagines,
+        fields=method.settings(config),
+    )

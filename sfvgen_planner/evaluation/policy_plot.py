@@ -32,27 +32,34 @@ def plot_success_rates(results: Path, out: Path) -> None:
             written.
     """
     rows = figure_rows(results, FIGURE, "policy")
-    real = {row["policy"]: row for row in rows if row["where"] == "simulator"}
-    rows = [row for row in rows if row["where"] == "imagination" and row["policy"] in real]
+    real = {(row["policy"], row.get("model")): row for row in rows if row["where"] == "simulator"}
+    # What acts through a model has a row for each model in the simulator too.
+    pairs = [
+        (simulated, row)
+        for row in rows
+        if row["where"] == "imagination"
+        and (simulated := real.get((row["policy"], row["model"]), real.get((row["policy"], None))))
+    ]
     require(
-        bool(rows),
+        bool(pairs),
         f"{results} has {FIGURE} of no policy in both the simulator and imagination; "
         "let `sfvgen eval policy` measure it to its end",
     )
-    panels = sorted({(row["model"], row["criterion"]) for row in rows})
+    panels = sorted({(imagined["model"], imagined["criterion"]) for _, imagined in pairs})
     figure = new_figure(3 + 3.6 * len(panels), 3.8)
     palette = colour_map("tab20")
-    colours = {policy: palette(place % 20) for place, policy in enumerate(real)}
+    policies = dict.fromkeys(policy for policy, _ in real)
+    colours = {policy: palette(place % 20) for place, policy in enumerate(policies)}
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     lines: dict[str, Any] = {}
     for panel, (model, criterion) in zip(axes, panels, strict=True):
         panel.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
-        for row in rows:
-            if (row["model"], row["criterion"]) == (model, criterion):
-                label = row["policy"] + ("" if row["mode"] == "replay" else ", closed loop")
-                pair = real[row["policy"]], row
-                colour = colours[row["policy"]]
-                lines[label] = _draw_point(panel, *pair, color=colour, marker=_MARKERS[row["mode"]])
+        for simulated, imagined in pairs:
+            if (imagined["model"], imagined["criterion"]) == (model, criterion):
+                policy, mode = imagined["policy"], imagined["mode"]
+                label = policy + ("" if mode == "replay" else ", closed loop")
+                style = {"color": colours[policy], "marker": _MARKERS[mode]}
+                lines[label] = _draw_point(panel, simulated, imagined, **style)
         panel.set_title(f"{model}, {criterion.replace('_', ' ')}", fontsize="medium")
         panel.set_xlabel("success in the simulator")
         panel.set_aspect("equal")

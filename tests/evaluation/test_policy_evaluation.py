@@ -13,16 +13,25 @@ import torch
 from sfvgen_planner.cli.main import main
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import policy_evaluation as evaluation
+from sfvgen_planner.evaluation import policy_plot
 from sfvgen_planner.evaluation.policy_evaluation import (
     FIGURES,
     PolicyEvaluationConfig,
     measure_policies,
 )
-from sfvgen_planner.evaluation.policy_ladder import LADDER
+from sfvgen_planner.evaluation.policy_ladder import LADDER, PLANNERS, planner_rung
 from sfvgen_planner.evaluation.policy_plot import plot_success_rates
+from sfvgen_planner.planning import VideoPlanner
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
-from tests.point_mass import SPEED, PointMassEnv, PointMassWorldModel, draw, locate
+from tests.point_mass import (
+    SPEED,
+    PointMassEnv,
+    PointMassInverseDynamics,
+    PointMassWorldModel,
+    draw,
+    locate,
+)
 from tests.reach import LINE, NUM_STEPS, SPEEDS, LineHead, ReachEnv, mover
 
 
@@ -85,6 +94,30 @@ def test_policies_on_images_also_act_in_the_imagined_world(reach):
     assert by_name(figures, criterion="last_frame")["pearson_r"].fields["mode"] == "replay"
 
 
+def test_closed_loops_in_a_perfect_model_agree_with_the_simulator(reach, monkeypatch):
+    monkeypatch.setattr(evaluation, "DEFAULT_HORIZON", NUM_STEPS)
+    ladder = [mover(0), *(mover(speed, acts_on_images=True) for speed in SPEEDS[1:])]
+    figures = list(measure_policies(reach, ladder))
+    for criterion in ("any_frame", "last_frame"):
+        found = by_name(figures, mode="closed_loop", criterion=criterion, policies=len(SPEEDS) - 1)
+        assert found["episode_agreement"].value == 1
+        assert found["pearson_r"].value == pytest.approx(1)
+        assert found["spearman_rho"].value == pytest.approx(1)
+        assert found["mean_rank_violation"].value == 0
+
+
+def test_closed_loops_that_are_all_alike_have_no_correlation(reach, monkeypatch):
+    monkeypatch.setattr(evaluation, "DEFAULT_HORIZON", NUM_STEPS)
+    ladder = [mover(1), *(mover(speed, acts_on_images=True) for speed in (0, 0.1))]
+    figures = list(measure_policies(reach, ladder))
+    closed = by_name(figures, mode="closed_loop", policies=2)
+    assert {name: figure.value for name, figure in closed.items()} == {
+        "episode_agreement": 1,
+        "mean_rank_violation": 0,
+    }
+    assert by_name(figures, mode="replay", policies=3)["pearson_r"].value == pytest.approx(1)
+
+
 def test_what_no_correlation_can_be_had_of_is_refused(reach):
     figures = []
     with pytest.raises(SfvgenError, match="all 2 policies do equally well in the simulator"):
@@ -120,23 +153,48 @@ def test_the_command_measures_and_draws(tmp_path, checkpoint, monkeypatch, capsy
     assert "policy_success_rate 1 1 [1, 1] policy=expert where=simulator" in printed
 
 
-def test_the_video_planner_is_evaluated_where_asked_for(checkpoint, monkeypatch):
+@pytest.mark.parametrize("name", ["video_plan", "mpc_cem"])
+def test_planners_act_in_both_worlds(checkpoint, monkeypatch, name):
     monkeypatch.setattr(evaluation, "DEFAULT_HORIZON", 2)
     monkeypatch.setattr(
         evaluation, "TASK", {"level": 1, "recall": "none", "steps_per_instruction": 2}
     )
     config = PolicyEvaluationConfig.of(str(checkpoint), "cpu", num_episodes=1)
-    config = replace(config, video_planner=True)
+    config = replace(config, planners=(name,))
     figures = []
     # In two steps neither policy succeeds, which ends in an error after the success rates.
     with suppress(SfvgenError):
         figures.extend(measure_policies(config, [LADDER[0]]))
-    told = [f.fields for f in figures if f.fields.get("policy") == "video planner"]
+    told = [f.fields for f in figures if f.fields.get("policy") == name]
     assert [(t["where"], t.get("mode")) for t in told] == [
         ("simulator", None),
         *[("imagination", "replay")] * 2,
         *[("imagination", "closed_loop")] * 2,
     ]
+    # A planner of another model is another policy, in the simulator too.
+    assert {t["model"] for t in told} == {str(checkpoint)}
+
+
+def test_a_planner_that_knows_the_way_succeeds_in_both_worlds(reach, monkeypatch):
+    planner = VideoPlanner(PointMassInverseDynamics())
+    monkeypatch.setattr(VideoPlanner, "from_pretrained", lambda *_: planner)
+    figures = list(measure_policies(replace(reach, planners=("video_plan",)), [mover(0)]))
+    told = [f.value for f in figures if f.fields.get("policy") == "video_plan"]
+    assert told == [1] * 5
+
+
+def test_a_planner_that_searches_the_simulator_is_replayed_only():
+    rungs = {name: planner_rung(name, "tabletop", "cpu") for name in PLANNERS}
+    seeing = [name for name, rung in rungs.items() if rung.acts_on_images]
+    assert seeing == ["video_plan", "mpc_cem", "mpc_mppi"]
+    assert set(PLANNERS) - set(seeing) == {"mpc_simulator"}
+
+
+def test_unknown_planners_and_equal_names_are_refused(reach):
+    with pytest.raises(SfvgenError, match=r"no planner 'expert'; choose from video_plan, mpc_cem"):
+        replace(reach, planners=("expert",))
+    with pytest.raises(SfvgenError, match=r"two policies are called 'speed 0, turn 16'"):
+        list(measure_policies(reach, [mover(0), mover(1), mover(0)]))
 
 
 def test_a_model_without_outcome_head_is_one_sentence(tmp_path, tiny_checkpoint, capsys):
@@ -158,6 +216,25 @@ def test_a_missing_matplotlib_is_told_before_any_work(tmp_path, monkeypatch, cap
 def test_a_plot_without_figures_is_one_sentence(tmp_path):
     with pytest.raises(SfvgenError, match="has no policy_success_rate"):
         plot_success_rates(tmp_path / "none.json", tmp_path / "a.png")
+
+
+def test_a_plot_keeps_the_models_of_a_planner_apart(tmp_path, monkeypatch):
+    rates = {"first": 0.25, "second": 0.75}
+    told = {"name": "policy_success_rate", "policy": "video_plan", "ci95": [0, 1]}
+    imagined = {"where": "imagination", "mode": "closed_loop", "criterion": "any_frame"}
+    rows = [{**told, "where": "simulator", "model": m, "value": v} for m, v in rates.items()]
+    rows += [{**told, **imagined, "model": m, "value": v} for m, v in rates.items()]
+    (tmp_path / "two.json").write_text(json.dumps({"figures": rows}))
+    drawn = []
+    monkeypatch.setattr(
+        policy_plot,
+        "_draw_point",
+        lambda panel, real, imagined, **_: (
+            drawn.append((real["value"], imagined["value"])) or panel.errorbar([0], [0])
+        ),
+    )
+    plot_success_rates(tmp_path / "two.json", tmp_path / "a.png")
+    assert drawn == [(v, v) for v in rates.values()]
 
 
 def test_a_plot_of_one_world_alone_is_one_sentence(tmp_path):
