@@ -308,7 +308,7 @@ def test_the_step_that_completes_a_chunk_tells_what_its_write_did():
 
 
 def test_only_a_memory_s_writes_can_be_measured():
-    with pytest.raises(SfvgenError, match="measure_writes .* give a memory too"):
+    with pytest.raises(SfvgenError, match=r"measure_writes .* give a memory too"):
         ImaginationWrapper(RandomPictureEnv(), tiny_world_model(), measure_writes=True)
 
 
