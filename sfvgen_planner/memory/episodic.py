@@ -136,9 +136,9 @@ class EpisodicMemory:
 
         Args:
             world_model: The checkpoint's model.
-            name_or_path: Name of a shipped model or a checkpoint folder; by default the folder that
-                the model was loaded from. One that has been through no slow-fast loop gets the
-                paper's TEMP-LoRA.
+            name_or_path: Name of a shipped model, a checkpoint folder or a Hub id
+                (`user/name@revision`); by default the folder that the model was loaded from. One
+                that has been through no slow-fast loop gets the paper's TEMP-LoRA.
             num_memories: How many episodes are remembered at a time.
             seed: Seed of the writes' noise.
             num_noise_draws: Noise levels averaged in each step of a write, if not as many as the
