@@ -219,7 +219,9 @@ class RecordingMemory:
         instructions: Sequence[str],
         actions: np.ndarray,
         memories: Sequence[int],
+        measure: bool,
     ) -> list[str]:
+        assert not measure
         assert list(memories) == [0]
         assert len(previous_chunks) == len(chunks) == len(instructions) == len(actions) == 1
         assert len(actions[0]) == len(chunks[0])

@@ -22,7 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--model",
         default="tabletop_memory",
         metavar="NAME",
-        help="shipped model or checkpoint folder",
+        help="shipped model, checkpoint folder or Hub id",
     )
     parser.set_defaults(run=run)
 

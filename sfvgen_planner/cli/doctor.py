@@ -11,7 +11,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Check what planning needs. Exit code 1 if anything is missing, with a remedy.",
     )
     parser.add_argument(
-        "--model", default="tabletop", metavar="NAME", help="shipped model or checkpoint folder"
+        "--model",
+        default="tabletop",
+        metavar="NAME",
+        help="shipped model, checkpoint folder or Hub id",
     )
     parser.set_defaults(run=run)
 

@@ -122,7 +122,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             "--only", nargs="+", metavar="FIGURE", help="measure these figures (default: all)"
         )
         one.add_argument(
-            "--model", default="tabletop", metavar="NAME", help="shipped model or checkpoint folder"
+            "--model",
+            default="tabletop",
+            metavar="NAME",
+            help="shipped model, checkpoint folder or Hub id",
         )
         one.add_argument("--device", metavar="DEVICE", help="default: cuda where there is one")
         one.add_argument(

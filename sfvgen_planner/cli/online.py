@@ -46,7 +46,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--init-from",
         default="tabletop_memory",
         metavar="MODEL",
-        help="shipped model or checkpoint folder with a memory (default: %(default)s)",
+        help="shipped model, checkpoint folder or Hub id with a memory (default: %(default)s)",
     )
     parser.set_defaults(run=run, resumes=True)
 

@@ -17,7 +17,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--init-from",
         metavar="MODEL",
-        help="shipped model or checkpoint folder to go on from; the recipe's stages continue it",
+        help="shipped model, checkpoint folder or Hub id to go on from; the recipe's stages "
+        "continue it",
     )
     parser.set_defaults(run=run, resumes=True)
 

@@ -53,7 +53,7 @@ class DemoConfig:
 
     Attributes:
         out: folder of its files.
-        model: shipped name or checkpoint folder.
+        model: shipped name, checkpoint folder or Hub id.
         num_episodes: episodes per arm.
         level: of the environment, 1 to 4.
         seed: of the first episode; training recipes stay below 100,000.

@@ -36,7 +36,7 @@ def examine(model: str) -> Iterator[Check]:
     """Yield one check after another, each as soon as it is done.
 
     Args:
-        model: shipped name or checkpoint folder to imagine one chunk with.
+        model: shipped name, checkpoint folder or Hub id to imagine one chunk with.
     """
     yield _python()
     for library in LIBRARIES:

@@ -22,7 +22,7 @@ class EvaluationConfig:
     """What every evaluation is run with.
 
     Attributes:
-        model: shipped name or checkpoint folder.
+        model: shipped name, checkpoint folder or Hub id.
         device: of the model; by default the GPU where there is one.
         batch_size: videos imagined at once.
         num_workers: processes that play episodes, in the evaluations that can be spread.
@@ -45,7 +45,7 @@ class EvaluationConfig:
         """Settings from the command line.
 
         Args:
-            model: shipped name or checkpoint folder.
+            model: shipped name, checkpoint folder or Hub id.
             device: by default the GPU where there is one.
             num_episodes: of every part, in place of what each needs; parts that count runs make
                 one.

@@ -69,7 +69,7 @@ def offered(names: Sequence[str], checkpoint: str) -> dict[str, Variant]:
 
     Args:
         names: of `VARIANTS`; empty for all there are.
-        checkpoint: shipped name or checkpoint folder.
+        checkpoint: shipped name, checkpoint folder or Hub id.
 
     Raises:
         SfvgenError: ours is asked for by name, and the checkpoint has none.
@@ -95,8 +95,8 @@ def attached(
     Args:
         variant: what `offered` gives.
         model: the checkpoint's model.
-        checkpoint: shipped name or checkpoint folder; its own adapters are used where it was
-            trained with these.
+        checkpoint: shipped name, checkpoint folder or Hub id; its own adapters are used where it
+            was trained with these.
         num_memories: episodes remembered at a time.
     """
     if variant.memory is None:

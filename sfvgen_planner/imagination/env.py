@@ -25,7 +25,7 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         world_model: the model; it must take actions.
         starts: where episodes begin, see :mod:`sfvgen_planner.imagination.starts`.
         render_mode: ``"rgb_array"``; ``"human"``, which shows every frame in a window and needs
-            pygame; or None.
+            pygame (``pip install 'sfvgen-planner[window]'``); or None.
         **kwargs: further arguments of :class:`WorldModelVectorEnv`, from ``instruction`` to
             ``memory``.
 
@@ -33,8 +33,9 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         frame_skip: steps of the real environment that one imagined step stands for.
 
     Raises:
-        SfvgenError: where an argument makes no sense, the model takes no actions, or pygame is
-            missing.
+        SfvgenError: where an argument makes no sense, the model takes no actions, or no window can
+            be opened.
+        gymnasium.error.DependencyNotInstalled: where a window is asked for and pygame is missing.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env

@@ -13,7 +13,7 @@ from sfvgen_planner.errors import require
 from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.starts import EnvStarts, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
+from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
 from sfvgen_planner.world_model.heads import load_heads
 
 # Worlds that are made one by one, as by SB3's make_vec_env, share their model while it is in use.
@@ -24,7 +24,7 @@ class ImaginedEnv(WorldModelEnv):
     """``sfvgen/Imagined-v0``: one world of a checkpoint, judged by its outcome head if it has one.
 
     Args:
-        model: name of a shipped model, or a checkpoint folder.
+        model: name of a shipped model, a checkpoint folder or a Hub id (``user/name@revision``).
         env_id: Gymnasium id of the environment whose first frames episodes begin with; by default
             the one that the model was trained on.
         env_kwargs: arguments of that environment.
@@ -52,9 +52,10 @@ class ImaginedEnv(WorldModelEnv):
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
-        world_model = _shared_model(model, device)
+        folder = shipped_folder(model)
+        world_model = _shared_model(folder, device)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
-        head = load_heads(shipped_folder(model)).outcome_head
+        head = load_heads(folder).outcome_head
         super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
 
     def close(self) -> None:
@@ -89,9 +90,10 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         device: str = "cpu",
         **kwargs: Any,
     ) -> None:
-        world_model = _shared_model(model, device)
+        folder = shipped_folder(model)
+        world_model = _shared_model(folder, device)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
-        head = load_heads(shipped_folder(model)).outcome_head
+        head = load_heads(folder).outcome_head
         super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -99,11 +101,11 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         _close(self.starts)
 
 
-def _shared_model(name_or_path: str, device: str) -> VideoWorldModel:
-    key = shipped_folder(name_or_path).resolve(), device
+def _shared_model(folder: Path, device: str) -> VideoWorldModel:
+    key = folder.resolve(), device
     model = _loaded.get(key)
     if model is None:
-        model = _loaded[key] = load_world_model(name_or_path).to(device)
+        model = _loaded[key] = VideoWorldModel.from_pretrained(folder).to(device)
     return model
 
 

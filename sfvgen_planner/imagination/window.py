@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import numpy as np
+from gymnasium.error import DependencyNotInstalled
 
 from sfvgen_planner.errors import SfvgenError
+
+logger = logging.getLogger(__name__)
 
 SIDE = 512
 
@@ -17,32 +23,52 @@ class Window:
         fps: frames per second.
 
     Raises:
-        SfvgenError: where pygame is not installed.
+        DependencyNotInstalled: where pygame is not installed.
+        SfvgenError: where no window can be opened.
     """
 
     def __init__(self, title: str, fps: int) -> None:
         try:
             import pygame
         except ImportError as error:
-            raise SfvgenError(
-                'render_mode="human" needs pygame: pip install pygame, or use '
+            raise DependencyNotInstalled(
+                "render_mode=\"human\" needs pygame: pip install 'sfvgen-planner[window]', or use "
                 'render_mode="rgb_array"'
             ) from error
         self._pygame = pygame
-        self._fps = fps
-        pygame.display.init()
-        pygame.display.set_caption(title)
-        self._screen = pygame.display.set_mode((SIDE, SIDE))
+        self._title, self._fps = title, fps
         self._clock = pygame.time.Clock()
+        self._open()
+        # What SDL falls back to by itself where it finds no display.
+        if pygame.display.get_driver() == "offscreen":
+            logger.warning(
+                'render_mode="human" finds no display, so its window can\'t be seen; use '
+                'render_mode="rgb_array"'
+            )
 
     def show(self, frame: np.ndarray) -> None:
         """Show a frame ``(H, W, 3)`` uint8."""
-        surface = self._pygame.surfarray.make_surface(frame.swapaxes(0, 1))
-        self._pygame.transform.scale(surface, self._screen.get_size(), self._screen)
-        self._pygame.event.pump()
-        self._pygame.display.flip()
+        pygame = self._pygame
+        # There is one window to a process: another environment may have closed it.
+        screen = pygame.display.get_surface() or self._open()
+        surface = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+        pygame.transform.scale(surface, screen.get_size(), screen)
+        pygame.event.pump()
+        pygame.display.flip()
         self._clock.tick(self._fps)
 
     def close(self) -> None:
         """Close the window."""
         self._pygame.display.quit()
+
+    def _open(self) -> Any:
+        pygame = self._pygame
+        try:
+            pygame.display.init()
+            pygame.display.set_caption(self._title)
+            return pygame.display.set_mode((SIDE, SIDE))
+        except pygame.error as error:
+            raise SfvgenError(
+                f'render_mode="human" can open no window here ({error}); use '
+                'render_mode="rgb_array"'
+            ) from error

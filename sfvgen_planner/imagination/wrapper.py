@@ -64,10 +64,16 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             together by :func:`imagine_batch`.
         max_frames: how far ahead it may imagine, because a model that feeds on its own output
             drifts; by default eight windows of ``num_past_frames + num_future_frames``.
+        measure_writes: measure what each write of the memory did, for two further calls of the
+            denoiser. The ``info`` of the step that completes a chunk then has ``"memory_write"``:
+            the denoising losses of that chunk, ``"loss_without"`` the memory and with it,
+            ``"loss_before"`` and ``"loss_after"`` the write. Needs a memory. Otherwise
+            ``memory_writes`` has NaN in their place.
 
     Raises:
         SfvgenError: where the env's actions, camera or time step do not fit the world model, the
-            memory belongs to another one, or the bank was opened before the memory was attached.
+            memory belongs to another one or is missing, or the bank was opened before the memory
+            was attached.
 
     Example:
         >>> from sfvgen_planner.data.environment import make_env
@@ -86,6 +92,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         bank: MemoryBank | None = None,
         memory_index: int = 0,
         max_frames: int | None = None,
+        measure_writes: bool = False,
     ) -> None:
         # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
@@ -96,10 +103,13 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             bank=bank,
             memory_index=memory_index,
             max_frames=max_frames,
+            measure_writes=measure_writes,
         )
         gym.Wrapper.__init__(self, env)
         if bank is not None and memory is None:
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
+        if measure_writes and memory is None:
+            raise SfvgenError("measure_writes is of what a memory writes: give a memory too")
         if bank is not None:
             bank.check_model()
         if memory is not None:
@@ -116,6 +126,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.bank = bank
         self.memory_index = memory_index
         self.max_frames = max_frames
+        self.measure_writes = measure_writes
         self.memory_writes: list[MemoryWrite] = []
         self.recalled: NearestMemory | None = None
         self.num_steps = 0
@@ -277,19 +288,34 @@ def step_batch(
         "an env can be stepped only once at a time, but one is given twice",
     )
     try:
-        return [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
+        results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
     finally:
         # Where one env refuses its action, what the others have seen is learnt all the same.
-        _write_complete_chunks(memory, imaginations, model.config.num_future_frames)
+        written = _write_complete_chunks(memory, imaginations, model.config.num_future_frames)
+    return [
+        _with_write(result, own.memory_writes[-1])
+        if own.measure_writes and own in written
+        else result
+        for own, result in zip(imaginations, results, strict=True)
+    ]
+
+
+def _with_write(result: StepResult, write: MemoryWrite) -> StepResult:
+    """A step that completed a chunk, with what the write of it did."""
+    observation, reward, terminated, truncated, info = result
+    return observation, reward, terminated, truncated, {**info, "memory_write": write.losses}
 
 
 def _write_complete_chunks(
     memory: EpisodicMemory | None, imaginations: Sequence[ImaginationWrapper], size: int
-) -> None:
+) -> list[ImaginationWrapper]:
+    """Write what is complete; of which envs it was."""
     complete = [imagination for imagination in imaginations if len(imagination._chunk) == size]
     try:
-        if memory is not None and complete:
-            _write_chunks(memory, complete)
+        if memory is None or not complete:
+            return []
+        _write_chunks(memory, complete)
+        return complete
     except BaseException:
         # What comes later must not look as if it followed on a chunk that a bank lacks.
         for imagination in complete:
@@ -413,6 +439,7 @@ def _write_chunks(memory: EpisodicMemory, imaginations: Sequence[ImaginationWrap
         [texts[-1] for texts in told],
         np.stack(acted),
         [imagination.memory_index for imagination in imaginations],
+        measure=any(imagination.measure_writes for imagination in imaginations),
     )
     for row, imagination in enumerate(imaginations):
         imagination.memory_writes.append(writes[row])

@@ -64,7 +64,7 @@ def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
 
 def trained_adapter(name_or_path: str | PathLike[str]) -> SavedAdapter | None:
     """The memory in a checkpoint; None where it has none."""
-    folder = shipped_folder(Path(name_or_path)) / MEMORY_FOLDER
+    folder = shipped_folder(name_or_path) / MEMORY_FOLDER
     return read_adapter(folder) if folder.is_dir() else None
 
 

@@ -51,6 +51,15 @@ class MemoryWrite:
     loss_after: float
     seconds: float
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses by name, without the time, which differs when an episode is played again."""
+        return {
+            "loss_without": self.loss_without,
+            "loss_before": self.loss_before,
+            "loss_after": self.loss_after,
+        }
+
 
 class EpisodicMemory:
     """Low-rank adapters on a world model's temporal layers, learnt while episodes happen.
@@ -127,9 +136,9 @@ class EpisodicMemory:
 
         Args:
             world_model: The checkpoint's model.
-            name_or_path: Name of a shipped model or a checkpoint folder; by default the folder that
-                the model was loaded from. One that has been through no slow-fast loop gets the
-                paper's TEMP-LoRA.
+            name_or_path: Name of a shipped model, a checkpoint folder or a Hub id
+                (`user/name@revision`); by default the folder that the model was loaded from. One
+                that has been through no slow-fast loop gets the paper's TEMP-LoRA.
             num_memories: How many episodes are remembered at a time.
             seed: Seed of the writes' noise.
             num_noise_draws: Noise levels averaged in each step of a write, if not as many as the
@@ -265,13 +274,15 @@ class EpisodicMemory:
         seconds = time.perf_counter() - start
         writes = [MemoryWrite(without, before, after, seconds) for without, before, after in table]
         for index, write in zip(indices, writes, strict=True):
+            told = (
+                f"loss {write.loss_without:.4f} without memory, {write.loss_before:.4f} before, "
+                f"{write.loss_after:.4f} after"
+            )
             logger.info(
-                "memory %d, chunk %d: loss %.4f without memory, %.4f before, %.4f after",
+                "memory %d, chunk %d: %s",
                 index,
                 self._num_writes[index],
-                write.loss_without,
-                write.loss_before,
-                write.loss_after,
+                told if measure else f"written in {seconds:.3f} s",
             )
         return writes
 

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ class RememberingPlayer(EpisodePlayer):
         """Make the environment with the memory around it."""
         env = super().make_env(source)
         try:
-            self._imagination = ImaginationWrapper(env, self._model, self._memory)
+            self._imagination = ImaginationWrapper(
+                env, self._model, self._memory, measure_writes=True
+            )
         except SfvgenError:
             env.close()
             raise
@@ -129,11 +131,10 @@ class RememberingPlayer(EpisodePlayer):
         """Play one episode."""
         episode = super().play(task)
         assert self._imagination is not None
-        writes = [asdict(write) for write in self._imagination.memory_writes]
-        for write in writes:
-            # The one thing that differs when the episode is played again.
-            del write["seconds"]
-        return replace(episode, info={**episode.info, "memory_writes": writes})
+        writes = [write.losses for write in self._imagination.memory_writes]
+        # The last step may tell of the last write once more.
+        info = {key: value for key, value in episode.info.items() if key != "memory_write"}
+        return replace(episode, info={**info, "memory_writes": writes})
 
 
 def _play(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Self
 
 import numpy as np
@@ -73,9 +73,14 @@ class VideoPlanner(BatchPlanner):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "tabletop", config: VideoPlanConfig | None = None
+        cls, name_or_path: str | PathLike[str] = "tabletop", config: VideoPlanConfig | None = None
     ) -> Self:
         """Load the inverse dynamics and the outcome head of a world model's checkpoint.
+
+        Args:
+            name_or_path: a shipped model's name, a checkpoint folder or a Hub id
+                (``user/name@revision``).
+            config: number, length and sampling of the videos.
 
         Raises:
             SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.

@@ -30,6 +30,7 @@ from sfvgen_planner.world_model.conditioning import condition_planes
 from sfvgen_planner.world_model.cuda_graphs import GraphPool
 from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.fast_sampling import FastSampling
+from sfvgen_planner.world_model.hub import HUB_OPTIONS, local_folder
 from sfvgen_planner.world_model.kernels import use_fast_kernels
 from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
 from sfvgen_planner.world_model.pixels import as_tensor, check_frames, decode_latents, encode_frames
@@ -39,6 +40,7 @@ from sfvgen_planner.world_model.sampling_options import SamplingOptions
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "14MB"
+_PUSH_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 
 class VideoWorldModel(DiffusionPipeline):
@@ -196,23 +198,27 @@ class VideoWorldModel(DiffusionPipeline):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """Load a checkpoint folder in diffusers' layout (safetensors only).
+        """Load a checkpoint in diffusers' layout (safetensors only), also from the Hub.
 
-        The folder is a saved world model or a text-to-video model such as the paper's base model,
+        It is a saved world model or a text-to-video model such as the paper's base model,
         `text-to-video-ms-1.7b`. The latter knows neither actions nor windows: give `action_low`,
         `action_high`, `num_past_frames` and `num_future_frames`.
 
         Args:
-            pretrained_model_name_or_path: The folder that holds `model_index.json`.
+            pretrained_model_name_or_path: The folder that holds `model_index.json`, or a Hub id
+                `user/name` or `user/name@revision`, see `local_folder`.
             **kwargs: Arguments of this class to use instead of the folder's, components included
                 (`vae=AutoencoderKL.from_pretrained(...)`), and those of diffusers, such as
-                `variant="fp16"`. Weights are float32 unless `dtype` says otherwise.
+                `variant="fp16"`, `revision` or `token`. Weights are float32 unless `dtype` says
+                otherwise.
 
         Raises:
-            SfvgenError: A file is missing, cut short, or belongs to another model; weights are
+            SfvgenError: There is no such folder, and the Hub has no such model or can't be reached;
+                a file is missing, cut short, or belongs to another model; weights are
                 pickled; or the components don't fit each other.
         """
-        folder = Path(pretrained_model_name_or_path)
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, **options)
         given = {name for name in COMPONENTS if kwargs.get(name) is not None}
         check_folder(folder, given, kwargs.get("variant"))
         kwargs.setdefault("dtype", torch.float32)
@@ -221,14 +227,32 @@ class VideoWorldModel(DiffusionPipeline):
         return model
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | PathLike[str], **kwargs: Any
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write the checkpoint folder: JSON, safetensors in shards, and a manifest of checksums."""
+        """Write the checkpoint folder: JSON, safetensors in shards, and a manifest of checksums.
+
+        Args:
+            save_directory: The folder; made where it is missing.
+            push_to_hub: Upload the same to the Hub too, to the repository `repo_id`, by default one
+                of the folder's name.
+            **kwargs: Of diffusers, such as `max_shard_size`, and for the Hub `repo_id`, `private`,
+                `token`, `commit_message` and `create_pr`.
+
+        Raises:
+            SfvgenError: Pickled weights are asked for (`safe_serialization=False`).
+        """
+        if not kwargs.pop("safe_serialization", True):
+            raise SfvgenError("weights are saved as safetensors only: leave safe_serialization out")
+        hub = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
         kwargs.setdefault("max_shard_size", MAX_SHARD_SIZE)
         with quiet_libraries():
             super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         forget_origin(Path(save_directory))
         write_manifest(Path(save_directory))
+        if push_to_hub:
+            # Diffusers itself would upload before there is a manifest.
+            hub.setdefault("repo_id", Path(save_directory).name)
+            self.push_to_hub(variant=kwargs.get("variant"), **hub)
 
     # ---------------------------------------------------------------- pixels and latents
 

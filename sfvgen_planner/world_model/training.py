@@ -44,6 +44,7 @@ from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynami
 from sfvgen_planner.world_model.held_out import held_out_metrics
 from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_batches
 from sfvgen_planner.world_model.kernels import use_trainable_attention
+from sfvgen_planner.world_model.model_card import write_model_card
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.outcome_learning import (
     OutcomeObjective,
@@ -462,7 +463,7 @@ def _build_models(recipe: Recipe, spec: StoreSpec, instructions: list[str], part
 def save_checkpoint(
     models: Models, folder: Path, write_more: Callable[[Path], None] | None = None
 ) -> None:
-    """Write all models in half precision under a temporary name, then rename.
+    """Write all models in half precision, and a model card, under a temporary name, then rename.
 
     Args:
         models: What to write.
@@ -488,6 +489,7 @@ def save_checkpoint(
     if write_more is not None:
         write_more(temporary)
     forget_origin(temporary)
+    write_model_card(temporary, model.config)
     write_manifest(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

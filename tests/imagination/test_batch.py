@@ -41,7 +41,8 @@ def alone():
     envs = []
     for row, begin in enumerate(RESET_AFTER):
         model = new_model()
-        env = ImaginationWrapper(RandomPictureEnv(), model, EpisodicMemory(model, MEMORY))
+        memory = EpisodicMemory(model, MEMORY)
+        env = ImaginationWrapper(RandomPictureEnv(), model, memory, measure_writes=True)
         env.reset(seed=row)
         for step in range(begin, NUM_STEPS):
             env.step(act(step, row))
@@ -69,7 +70,12 @@ def test_what_an_env_clips_is_learnt_as_it_was_taken():
 
 def play(memory, model):
     """The same three in one memory: the first alone at first, the others where it has begun."""
-    envs = [ImaginationWrapper(RandomPictureEnv(), model, memory, memory_index=i) for i in range(3)]
+    envs = [
+        ImaginationWrapper(
+            RandomPictureEnv(), model, memory, memory_index=index, measure_writes=True
+        )
+        for index in range(3)
+    ]
     for row, env in enumerate(envs):
         env.reset(seed=row)
     for step in range(NUM_STEPS):
@@ -258,6 +264,52 @@ def strict_envs(model, memory):
     for row, env in enumerate(envs):
         env.reset(seed=row)
     return envs
+
+
+def test_the_step_that_completes_a_chunk_tells_what_its_write_did():
+    """Of the env that asks for it alone, and as the memory itself says; the others learn alike."""
+    infos, states = [], []
+    for asks in (True, False):
+        model = tiny_world_model()
+        memory = EpisodicMemory(model, MEMORY, num_memories=2)
+        envs = [
+            ImaginationWrapper(
+                RandomPictureEnv(),
+                model,
+                memory,
+                memory_index=index,
+                measure_writes=asks and not index,
+            )
+            for index in range(2)
+        ]
+        frames = [np.stack([env.reset(seed=row)[0] for row, env in enumerate(envs)])]
+        for step in range(9):
+            results = step_batch(envs, [act(step, row) for row in range(2)])
+            frames.append(np.stack([result[0] for result in results]))
+            infos.append([result[4] for result in results])
+        states.append(memory.state(0))
+        assert all(np.isnan(env.memory_writes[0].loss_after) != asks for env in envs)
+    told = [[info.pop("memory_write", None) for info in both] for both in infos]
+    assert infos == [[{"instruction": f"step {step + 1}"}] * 2 for step in range(9)] * 2
+    assert [losses for both in told for losses in both if losses] == [told[7][0]]
+    model = tiny_world_model()
+    memory = EpisodicMemory(model, MEMORY, num_memories=2)
+    lived = np.stack(frames, axis=1)
+    expected = memory.write_batch(lived[:, :1], lived[:, 1:9])[0]
+    assert told[7][0] == pytest.approx(
+        {
+            "loss_without": expected.loss_without,
+            "loss_before": expected.loss_before,
+            "loss_after": expected.loss_after,
+        },
+        rel=1e-4,
+    )
+    assert_equal_states(*states)
+
+
+def test_only_a_memory_s_writes_can_be_measured():
+    with pytest.raises(SfvgenError, match=r"measure_writes .* give a memory too"):
+        ImaginationWrapper(RandomPictureEnv(), tiny_world_model(), measure_writes=True)
 
 
 def test_what_others_have_seen_is_learnt_though_one_refuses_its_action():

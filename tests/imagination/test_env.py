@@ -6,11 +6,13 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 
 import sfvgen_planner.imagination.env as env_module
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import EnvStarts, WorldModelEnv
+from sfvgen_planner.imagination.window import Window
 from sfvgen_planner.world_model import tiny_world_model
 from tests.point_mass import SIZE, PointMassEnv, PointMassWorldModel
 
@@ -71,8 +73,54 @@ def test_the_window_shows_every_frame(window):
 
 def test_a_window_needs_pygame(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(SfvgenError, match="pip install pygame"):
+    with pytest.raises(DependencyNotInstalled, match=r"pip install 'sfvgen-planner\[window\]'"):
         WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), "human")
+
+
+@pytest.fixture
+def pygame(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    return pytest.importorskip("pygame")
+
+
+def test_gymnasiums_checkers_say_nothing_of_a_window(pygame):
+    gym.register("TinyWorld-v0", entry_point=TinyWorld)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            env = gym.make("TinyWorld-v0", render_mode="human")
+            env.reset(seed=0)
+            env.step(env.action_space.sample())
+            assert env.render() is None
+            env.close()
+            assert not pygame.display.get_init()
+            check_env(gym.make("TinyWorld-v0", render_mode="human").unwrapped)
+    finally:
+        del gym.registry["TinyWorld-v0"]
+
+
+def test_the_window_shows_the_frame_also_where_another_was_closed(pygame):
+    envs = [WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()), "human") for _ in "ab"]
+    for env in envs:
+        env.reset(seed=0)
+    envs[0].close()
+    frame = envs[1].step(np.ones(2, np.float32))[0]
+    shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    times = 512 // SIZE
+    assert np.array_equal(shown, frame.repeat(times, axis=0).repeat(times, axis=1))
+    envs[1].close()
+    assert not pygame.display.get_init()
+
+
+def test_without_a_display_there_is_one_sentence(pygame, monkeypatch, caplog):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "no-such-driver")
+    with pytest.raises(SfvgenError, match=r"can open no window here .*not available"):
+        Window("Nothing", fps=10)
+    # What SDL comes to by itself.
+    monkeypatch.setenv("SDL_VIDEODRIVER", "offscreen")
+    Window("Nothing", fps=10).close()
+    assert "finds no display" in caplog.text
+    assert not pygame.display.get_init()
 
 
 def test_rendering_gives_the_latest_frame():

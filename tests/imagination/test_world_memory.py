@@ -58,7 +58,7 @@ class LatentMemory(RecordingMemory):
     def write_batch(self, pasts, chunks, instructions, actions, memories, measure):
         self.actions += list(actions[0])
         frames = [self.world_model.decode(latents) for latents in (pasts, chunks)]
-        return super().write_batch(*frames, instructions, actions, memories)
+        return super().write_batch(*frames, instructions, actions, memories, measure)
 
 
 def test_each_world_remembers_what_it_remembers_alone_and_forgets_at_a_reset():

@@ -102,6 +102,7 @@ def test_the_loop_ends_in_a_checkpoint_whose_memory_is_ours(folder, looped):
         assert {"loss", "held_out_with_memory", "held_out_without_memory"} <= names
     manifest = json.loads((looped / "manifest.json").read_text())["files"]
     assert "memory/adapter_model.safetensors" in manifest
+    assert "| `memory` |" in (looped / "README.md").read_text()
 
 
 def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(

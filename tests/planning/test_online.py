@@ -115,6 +115,7 @@ def test_the_episodes_are_in_the_store_with_what_the_memory_learnt(whole):
     for episode in store:
         assert episode.source == EpisodeSource(POLICY, POLICY_KWARGS)
         assert set(episode.instructions) == {"put it away", "return it"}
+        assert "memory_write" not in episode.info
         # Chunks of 8 frames.
         writes = episode.info["memory_writes"]
         assert len(writes) == NUM_STEPS // 8

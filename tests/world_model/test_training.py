@@ -94,6 +94,10 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     foreign = tiny_world_model()
     count_data(foreign, EpisodeStore.open(store / "data"))
     assert foreign.config.data_steps is None
+    card = (store / "run/model/README.md").read_text()
+    assert "library_name: diffusers" in card
+    assert f"{num_steps:,} steps" in card
+    assert "`inverse_dynamics`" in card
     InverseDynamics.from_pretrained(f"{store}/run/model/inverse_dynamics")
     losses = [json.loads(line) for line in (store / "run/world_model/metrics.jsonl").open()]
     assert losses[-1]["step"] == 6
