@@ -67,8 +67,8 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         measure_writes: measure what each write of the memory did, for two further calls of the
             denoiser. The ``info`` of the step that completes a chunk then has ``"memory_write"``:
             the denoising losses of that chunk, ``"loss_without"`` the memory and with it,
-            ``"loss_before"`` and ``"loss_after"`` the write. Needs a memory. Otherwise
-            ``memory_writes`` has NaN in their place.
+            ``"loss_before"`` and ``"loss_after"`` the write. If False, ``memory_writes`` has NaN
+            in their place.
 
     Raises:
         SfvgenError: where the env's actions, camera or time step do not fit the world model, the
@@ -92,7 +92,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         bank: MemoryBank | None = None,
         memory_index: int = 0,
         max_frames: int | None = None,
-        measure_writes: bool = False,
+        measure_writes: bool = True,
     ) -> None:
         # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
@@ -108,8 +108,6 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         gym.Wrapper.__init__(self, env)
         if bank is not None and memory is None:
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
-        if measure_writes and memory is None:
-            raise SfvgenError("measure_writes is of what a memory writes: give a memory too")
         if bank is not None:
             bank.check_model()
         if memory is not None:

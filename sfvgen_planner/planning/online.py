@@ -111,9 +111,7 @@ class RememberingPlayer(EpisodePlayer):
         """Make the environment with the memory around it."""
         env = super().make_env(source)
         try:
-            self._imagination = ImaginationWrapper(
-                env, self._model, self._memory, measure_writes=True
-            )
+            self._imagination = ImaginationWrapper(env, self._model, self._memory)
         except SfvgenError:
             env.close()
             raise

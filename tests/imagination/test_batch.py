@@ -307,11 +307,6 @@ def test_the_step_that_completes_a_chunk_tells_what_its_write_did():
     assert_equal_states(*states)
 
 
-def test_only_a_memory_s_writes_can_be_measured():
-    with pytest.raises(SfvgenError, match=r"measure_writes .* give a memory too"):
-        ImaginationWrapper(RandomPictureEnv(), tiny_world_model(), measure_writes=True)
-
-
 def test_what_others_have_seen_is_learnt_though_one_refuses_its_action():
     model = tiny_world_model()
     memory = EpisodicMemory(model, MEMORY, num_memories=2)

@@ -36,7 +36,7 @@ def test_no_instruction_is_not_the_word_none():
     assert EpisodeRecorder(Silent(), 0, EpisodeSource()).instruction == ""
     model = PointMassWorldModel()
     memory = RecordingMemory(model)
-    imagination = ImaginationWrapper(Silent(), model, memory)
+    imagination = ImaginationWrapper(Silent(), model, memory, measure_writes=False)
     imagination.reset(seed=0)
     for _ in range(8):
         imagination.step(np.zeros(2, np.float32))

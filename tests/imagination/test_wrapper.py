@@ -29,7 +29,7 @@ from tests.point_mass import (
 @pytest.fixture
 def wrapper():
     model = PointMassWorldModel()
-    env = ImaginationWrapper(PointMassEnv(), model, RecordingMemory(model))
+    env = ImaginationWrapper(PointMassEnv(), model, RecordingMemory(model), measure_writes=False)
     env.reset(seed=3)
     return env
 
@@ -70,7 +70,7 @@ def test_passes_gymnasiums_checker():
     try:
         env = gym.make("PointMass-v0", render_mode="rgb_array", disable_env_checker=True)
         model = PointMassWorldModel()
-        wrapped = ImaginationWrapper(env, model, RecordingMemory(model))
+        wrapped = ImaginationWrapper(env, model, RecordingMemory(model), measure_writes=False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # The checker prefers bare envs; a wrapper is what is checked here.
