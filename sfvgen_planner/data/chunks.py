@@ -1,6 +1,7 @@
 """Chunks of the store's zarr arrays, read and written without zarr's overhead."""
 
-from pathlib import Path
+import os
+from io import BufferedWriter
 from typing import Any, cast
 
 import google_crc32c
@@ -22,21 +23,43 @@ def codec_names(array: zarr.Array[Any]) -> list[str]:
     return [codec["name"] for codec in codecs]
 
 
-def write_chunk(path: Path, values: NDArray[Any]) -> None:
+def write_chunk(path: str, values: NDArray[Any], num_rows: int) -> None:
     """Write a whole chunk as zarr would with `COMPRESSORS`.
 
     zarr itself spends about six times as long on a chunk, nearly all of it outside compression;
     the same holds for reading.
+
+    Args:
+        path: Its file, which is there in full or, if this is interrupted, as before.
+        values: `(rows, ...)`, at most `num_rows` of them.
+        num_rows: Rows of the chunk; those beyond `values` are zero.
+
+    Raises:
+        OSError: It cannot be written.
     """
-    packed = bytes(PACKER.encode(np.ascontiguousarray(values)))
+    if len(values) == num_rows:
+        whole = np.ascontiguousarray(values)
+    else:
+        whole = np.zeros((num_rows, *values.shape[1:]), values.dtype)
+        whole[: len(values)] = values
+    packed = PACKER.encode(whole)
     checksum = google_crc32c.value(packed).to_bytes(CHECKSUM_BYTES, "little")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_bytes(packed + checksum)
-    aside.replace(path)
+    aside = f"{path}.partial"
+    with _open_new(aside) as file:
+        file.writelines((packed, checksum))
+    os.replace(aside, path)
 
 
-def read_chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _open_new(path: str) -> BufferedWriter:
+    """Open a file for writing, and make the folder that it needs."""
+    try:
+        return open(path, "wb")
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "wb")
+
+
+def read_chunk(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Read a whole chunk.
 
     Returns:
@@ -46,7 +69,8 @@ def read_chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDAr
         OSError: The file cannot be read, or is not there (zarr itself takes that for zeros).
         ValueError: It is damaged.
     """
-    data = path.read_bytes()
+    with open(path, "rb") as file:
+        data = file.read()
     packed, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if not packed or google_crc32c.value(packed) != int.from_bytes(checksum, "little"):
         raise ValueError(f"{path} is torn or was changed")

@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -127,12 +127,15 @@ class EpisodeStore:
         self.spec.require_fits(episode)
         row = self._next_row()
         frames = np.ascontiguousarray(episode.frames)
+        values: dict[str, NDArray[Any]] = {
+            "frames": frames,
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+        }
+        if episode.proprio is not None:
+            values["proprio"] = episode.proprio
         try:
-            self._write("frames", row, frames)
-            self._write("actions", row, episode.actions)
-            self._write("rewards", row, episode.rewards)
-            if episode.proprio is not None:
-                self._write("proprio", row, episode.proprio)
+            self._write(row, values)
         except OSError as error:
             raise SfvgenError(
                 f"cannot write episode {len(self)} to {self.path} ({error.strerror}); the episodes "
@@ -248,18 +251,27 @@ class EpisodeStore:
         last = self.entries[-1]
         return last.row + _round_up(last.num_steps + 1, ROWS_PER_BLOCK)
 
-    def _write(self, name: str, row: int, values: NDArray[Any]) -> None:
+    def _write(self, row: int, values: dict[str, NDArray[Any]]) -> None:
         """Write whole chunks only: what a crash left in them must never be read back."""
+        for name, rows in values.items():
+            self._grow(name, row + len(rows))
+        writing = []
+        for name, rows in values.items():
+            array = self._arrays[name]
+            rows_per_chunk = array.chunks[0]
+            typed = rows.astype(array.dtype, copy=False)
+            for number, path in enumerate(self._chunk_files(name, row, len(rows))):
+                part = typed[number * rows_per_chunk : (number + 1) * rows_per_chunk]
+                writing.append(self._packing.submit(write_chunk, path, part, rows_per_chunk))
+        # Also where one fails: the next episode takes the same files.
+        wait(writing)
+        for written in writing:
+            written.result()
+
+    def _grow(self, name: str, num_rows: int) -> None:
         array = self._arrays[name]
-        rows_per_chunk = array.chunks[0]
-        num_rows = _round_up(len(values), rows_per_chunk)
-        if row + num_rows > array.shape[0]:
-            array.resize((_round_up(row + num_rows, ROWS_PER_GROWTH), *array.shape[1:]))
-        padded = np.zeros((num_rows, *array.shape[1:]), array.dtype)
-        padded[: len(values)] = values
-        paths = self._chunk_files(name, row, num_rows)
-        for _ in self._packing.map(write_chunk, paths, np.split(padded, len(paths))):
-            pass
+        if num_rows > array.shape[0]:
+            array.resize((_round_up(num_rows, ROWS_PER_GROWTH), *array.shape[1:]))
 
     def _read(self, name: str, entry: IndexEntry, start: int, num_rows: int) -> NDArray[Any]:
         array = self._arrays[name]
@@ -283,14 +295,14 @@ class EpisodeStore:
             "folder from a copy, or collect again into another folder"
         )
 
-    def _chunk_files(self, name: str, row: int, num_rows: int) -> list[Path]:
+    def _chunk_files(self, name: str, row: int, num_rows: int) -> list[str]:
         array = self._arrays[name]
         rows_per_chunk = array.chunks[0]
         inner = "/0" * (array.ndim - 1)
         chunks = range(
             row // rows_per_chunk, _round_up(row + num_rows, rows_per_chunk) // rows_per_chunk
         )
-        return [self.path / name / f"c/{chunk}{inner}" for chunk in chunks]
+        return [f"{self.path}/{name}/c/{chunk}{inner}" for chunk in chunks]
 
 
 def require_free_folder(path: Path) -> None:

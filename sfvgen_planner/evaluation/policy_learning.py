@@ -46,7 +46,7 @@ from sfvgen_planner.imagination.wrapper import check_action_space
 from sfvgen_planner.workers import play_all
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
-from sfvgen_planner.world_model.training import check_model
+from sfvgen_planner.world_model.training_checks import check_model
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

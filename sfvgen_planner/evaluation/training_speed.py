@@ -22,8 +22,8 @@ from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.recipe import Optimisation, WorldModelRecipe
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective, slow_batches
+from sfvgen_planner.world_model.stages import prepare_denoiser
 from sfvgen_planner.world_model.trainer import LOG_EVERY, begin_training, train
-from sfvgen_planner.world_model.training import prepare_denoiser
 
 PROFILE_FILE = "training_profile.txt"
 

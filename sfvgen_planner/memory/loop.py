@@ -21,21 +21,17 @@ from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
 from sfvgen_planner.memory.stored_batches import StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
+from sfvgen_planner.world_model.data_facts import count_data
 from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
+from sfvgen_planner.world_model.models import FINAL_FOLDER, load_models, save_checkpoint
 from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
+from sfvgen_planner.world_model.stages import HELD_OUT_EVERY
 from sfvgen_planner.world_model.trainer import Evaluation, begin_training, train
-from sfvgen_planner.world_model.training import (
-    FINAL_FOLDER,
-    HELD_OUT_EVERY,
-    check_model,
-    count_data,
-    load_models,
-    save_checkpoint,
-)
+from sfvgen_planner.world_model.training_checks import check_model
 
 
 def slow_fast_loop(

@@ -25,8 +25,8 @@ from sfvgen_planner.planning.policy import PlanningPolicy
 from sfvgen_planner.planning.video_plan import VideoPlanConfig, VideoPlanner
 from sfvgen_planner.world_model import load_world_model
 from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
+from sfvgen_planner.world_model.models import FINAL_FOLDER
 from sfvgen_planner.world_model.trainer import begin_training
-from sfvgen_planner.world_model.training import FINAL_FOLDER
 
 PLANNER = "planner"
 """The policy that plans with the present model and its memory."""

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import zarr
 
 from sfvgen_planner.data import Episode, EpisodeSource, EpisodeStore, StoreSpec
+from sfvgen_planner.data.chunks import write_chunk
 from sfvgen_planner.errors import SfvgenError
 
 SPEC = StoreSpec("Test-v0", 1, (8, 6), (-1.0, -2.0), (1.0, 2.0), 3)
@@ -209,11 +211,29 @@ def test_disk_that_is_full_in_mid_episode(tmp_path: Path, monkeypatch: pytest.Mo
     with EpisodeStore.open(tmp_path / "store", mode="a") as store:
         store.append(make_episode(3))
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", no_space)
+            patch.setattr("os.replace", no_space)
             with pytest.raises(SfvgenError, match=r"episode 3 .*No space left on device"):
                 store.append(make_episode(4))
         store.append(make_episode(5))
     assert [episode.seed for episode in EpisodeStore.open(tmp_path / "store")] == [0, 1, 3, 5]
+
+
+def test_nothing_of_an_episode_that_failed_is_written_over_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_or_slow(path: str, values: np.ndarray, num_rows: int) -> None:
+        if "/frames/" in path:
+            no_space()
+        time.sleep(0.1)
+        write_chunk(path, values, num_rows)
+
+    with EpisodeStore.create(tmp_path / "store", SPEC) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("sfvgen_planner.data.store.write_chunk", full_or_slow)
+            with pytest.raises(SfvgenError, match="No space left"):
+                store.append(make_episode(4))
+        store.append(make_episode(5))
+    assert_equal(EpisodeStore.open(tmp_path / "store")[0], make_episode(5))
 
 
 def test_disk_that_is_full_at_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

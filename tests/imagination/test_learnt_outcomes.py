@@ -11,11 +11,11 @@ from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.imagination import Start, WorldModelVectorEnv
+from sfvgen_planner.world_model.data_facts import success_ends
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.outcome_learning import OutcomeObjective, outcome_batches
 from sfvgen_planner.world_model.recipe import Optimisation, OutcomeHeadRecipe
-from sfvgen_planner.world_model.training import success_ends
 from tests.point_mass import SIZE, PointMassEnv, PointMassWorldModel
 
 SKIP = 3

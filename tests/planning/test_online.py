@@ -23,7 +23,7 @@ from sfvgen_planner.memory.loop_recipe import LoopRecipe
 from sfvgen_planner.memory.slow_fast import LoopBatches
 from sfvgen_planner.planning.online import RememberingPlayer
 from sfvgen_planner.world_model import load_world_model
-from sfvgen_planner.world_model.training import load_models, save_checkpoint
+from sfvgen_planner.world_model.models import load_models, save_checkpoint
 from tests.data.counting_env import COUNTING
 from tests.recall_env import NUM_STEPS, RECALL, RecallEnv
 

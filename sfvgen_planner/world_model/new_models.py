@@ -1,6 +1,5 @@
-"""A recipe's models before training: built, taken as pretrained, or the paper's base model."""
+"""A recipe's models before training, built anew but for the pretrained components it names."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfvgen_policies.inverse_dynamics import InverseDynamics
@@ -11,10 +10,20 @@ from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.world_model.autoencoder import build_autoencoder
 from sfvgen_planner.world_model.base_model import latent_geometry
 from sfvgen_planner.world_model.denoiser import build_denoiser
+from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.models import Models
+from sfvgen_planner.world_model.outcome_head import OutcomeHead
+from sfvgen_planner.world_model.outcome_learning import told_steps
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.pretrained import load_text, load_vae
-from sfvgen_planner.world_model.recipe import InverseDynamicsRecipe, Recipe
+from sfvgen_planner.world_model.recipe import (
+    InverseDynamicsRecipe,
+    OutcomeHeadRecipe,
+    Recipe,
+    TemporalDistanceRecipe,
+)
 from sfvgen_planner.world_model.slow_learning import build_scheduler
+from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 
 
@@ -66,17 +75,23 @@ def load_parts(recipe: Recipe, store: EpisodeStore) -> Parts:
     return Parts(vae, load_text(text.pretrained, text.subfolder, text.tokenizer_subfolder))
 
 
-def build_world_model(
-    recipe: Recipe, spec: StoreSpec, instructions: list[str], parts: Parts
-) -> VideoWorldModel:
-    """A world model of the recipe's sizes, untrained but for its pretrained parts.
+def build_models(recipe: Recipe, spec: StoreSpec, instructions: list[str], parts: Parts) -> Models:
+    """A world model and inverse dynamics, untrained but for the pretrained parts.
 
     Args:
-        recipe: Has an autoencoder and a world model.
+        recipe: Has an autoencoder, a world model and inverse dynamics.
         spec: The images, actions and environment of the data.
         instructions: What a new tokenizer is trained on.
         parts: Of this recipe.
     """
+    assert recipe.inverse_dynamics is not None
+    model = _build_world_model(recipe, spec, instructions, parts)
+    return Models(model, build_inverse_dynamics(recipe.inverse_dynamics, spec))
+
+
+def _build_world_model(
+    recipe: Recipe, spec: StoreSpec, instructions: list[str], parts: Parts
+) -> VideoWorldModel:
     assert recipe.autoencoder is not None
     assert recipe.world_model is not None
     side, text = spec.image_size[0], recipe.world_model.text
@@ -126,32 +141,33 @@ def build_inverse_dynamics(recipe: InverseDynamicsRecipe, spec: StoreSpec) -> In
     )
 
 
-def load_base_model(folder: Path, recipe: Recipe, spec: StoreSpec) -> VideoWorldModel:
-    """A text-to-video folder as a world model with the recipe's window and the data's actions.
+def build_outcome_head(
+    recipe: OutcomeHeadRecipe, model: VideoWorldModel, table: FrameTable, success_ends: bool
+) -> OutcomeHead:
+    """An untrained head that fits the model's latents and tokens and the data's rewards."""
+    channels, side, _ = model.latent_size
+    spread = float(table.rewards[told_steps(table)].std())
+    return OutcomeHead(
+        latent_channels=channels,
+        latent_side=side,
+        vocab_size=len(model.tokenizer),
+        hidden_size=recipe.hidden_size,
+        num_blocks=recipe.num_blocks,
+        # Rewards that are all the same have no spread.
+        reward_scale=spread if spread > 0 else 1.0,
+        success_ends=success_ends,
+    )
 
-    Args:
-        folder: In the layout of `text-to-video-ms-1.7b`.
-        recipe: Its sizes don't count.
-        spec: The images, actions and environment of the data.
 
-    Raises:
-        SfvgenError: The folder is broken or does not fit the images, or the recipe does not train
-            the world model.
-    """
-    slow = recipe.world_model
-    if slow is None:
-        raise SfvgenError(
-            f"{folder} is a text-to-video model, which knows no actions yet; add world_model to "
-            "the recipe"
-        )
-    return VideoWorldModel.from_pretrained(
-        folder,
-        num_past_frames=slow.num_past_frames,
-        num_future_frames=slow.num_future_frames,
-        image_size=spec.image_size[0],
-        action_low=list(spec.action_low),
-        action_high=list(spec.action_high),
-        frame_skip=spec.frame_skip,
-        env_id=spec.env_id,
-        text_frozen=not slow.text.train,
+def build_temporal_distance(
+    recipe: TemporalDistanceRecipe, model: VideoWorldModel
+) -> TemporalDistance:
+    """An untrained head that fits the model's latents."""
+    channels, side, _ = model.latent_size
+    return TemporalDistance(
+        latent_channels=channels,
+        latent_side=side,
+        hidden_size=recipe.hidden_size,
+        num_blocks=recipe.num_blocks,
+        max_frames=recipe.max_frames,
     )

@@ -1,0 +1,28 @@
+"""What can't be trained, told before any work."""
+
+from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.world_model.pipeline import VideoWorldModel
+
+
+def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:
+    """Refuse a store that a trained model can't go on learning from."""
+    spec, side = store.spec, model.config.image_size
+    if spec.image_size != (side, side):
+        raise SfvgenError(
+            f"the store {store.path} has images of {spec.image_size[0]}x{spec.image_size[1]}, but "
+            f"the model imagines {side}x{side}; collect again with --image-size {side}"
+        )
+    if spec.frame_skip != model.config.frame_skip:
+        raise SfvgenError(
+            f"the store {store.path} has {spec.frame_skip} environment steps per frame, but the "
+            f"model's frames are {model.config.frame_skip} apart; collect again with --frame-skip "
+            f"{model.config.frame_skip}"
+        )
+    bounds = (list(spec.action_low), list(spec.action_high))
+    if bounds != (list(model.config.action_low), list(model.config.action_high)):
+        raise SfvgenError(
+            f"the store {store.path} has {spec.action_size} action numbers between {bounds[0]} and "
+            f"{bounds[1]}, but the model has {model.action_size} between "
+            f"{model.config.action_low} and {model.config.action_high}; use the model's environment"
+        )
