@@ -99,6 +99,11 @@ class LoopBatch(NamedTuple):
 class SlowFastObjective(nn.Module):
     """Fast-learns fresh memories, then takes Eq. 2's loss under slow and fast weights.
 
+    Attributes:
+        slow: The loss under the slow weights alone.
+        adapters: The adapters.
+        learner: Writes the memories.
+
     Args:
         model: Its `unet` has the adapters.
         adapters: The adapters.
