@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,11 @@ from sfvgen_planner.errors import SfvgenError
 logger = logging.getLogger(__name__)
 
 SIDE = 512
+_DRIVER = "SDL_VIDEODRIVER"
+# Of those that SDL tries by itself on Linux, without `offscreen`: its EGL display is that of
+# MuJoCo's renderers, which it takes down with it as it closes.
+_SEEN_ON_LINUX = "x11,wayland,kmsdrm"
+_UNSEEN = "dummy"
 
 
 class Window:
@@ -38,9 +45,15 @@ class Window:
         self._pygame = pygame
         self._title, self._fps = title, fps
         self._clock = pygame.time.Clock()
-        self._open()
-        # What SDL falls back to by itself where it finds no display.
-        if pygame.display.get_driver() == "offscreen":
+        if sys.platform != "linux" or _DRIVER in os.environ:
+            self._open()
+            return
+        os.environ[_DRIVER] = _SEEN_ON_LINUX
+        try:
+            self._open()
+        except SfvgenError:
+            os.environ[_DRIVER] = _UNSEEN
+            self._open()
             logger.warning(
                 'render_mode="human" finds no display, so its window can\'t be seen; use '
                 'render_mode="rgb_array"'

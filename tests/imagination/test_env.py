@@ -10,6 +10,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 
 import sfvgen_planner.imagination.env as env_module
+from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import EnvStarts, WorldModelEnv
 from sfvgen_planner.imagination.window import Window
@@ -116,11 +117,25 @@ def test_without_a_display_there_is_one_sentence(pygame, monkeypatch, caplog):
     monkeypatch.setenv("SDL_VIDEODRIVER", "no-such-driver")
     with pytest.raises(SfvgenError, match=r"can open no window here .*not available"):
         Window("Nothing", fps=10)
-    # What SDL comes to by itself.
-    monkeypatch.setenv("SDL_VIDEODRIVER", "offscreen")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system has other drivers")
+def test_without_a_display_it_is_told_and_mujoco_draws_on(pygame, monkeypatch, caplog):
+    for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.setenv(name, "")  # So that it is put back.
+        monkeypatch.delenv(name)
+    env = make_env("sfvgen/TabletopReturn-v0", {"level": 1}, 1)
+    env.reset(seed=0)
+    before = env.render()
     Window("Nothing", fps=10).close()
     assert "finds no display" in caplog.text
     assert not pygame.display.get_init()
+    assert np.array_equal(env.render(), before)
+    env.close()
+    again = make_env("sfvgen/TabletopReturn-v0", {"level": 1}, 1)
+    again.reset(seed=0)
+    assert np.array_equal(again.render(), before)
+    again.close()
 
 
 def test_rendering_gives_the_latest_frame():

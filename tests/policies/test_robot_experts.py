@@ -23,7 +23,7 @@ ROBOTS = [
     ("gymnasium_robotics", "sfvgen/FetchPickAndPlace-v0", {}, 1, 8),
     ("metaworld", "sfvgen/MetaWorld-v0", {"task": "reach-v3"}, 5, 5),
     ("metaworld", "sfvgen/MetaWorld-v0", {"task": "button-press-v3"}, 5, 5),
-    ("ogbench", "sfvgen/VisualCube-v0", {}, 2, 2),
+    ("ogbench", "sfvgen/VisualCube-v0", {}, 2, 1),
 ]
 
 
