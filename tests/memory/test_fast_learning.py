@@ -9,6 +9,7 @@ from sfvgen_planner.memory.fast_learning import FastLearner
 from sfvgen_planner.memory.slow_fast import SlowFastObjective, Writes
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
+from tests.finite_differences import slope
 
 OURS = MemoryConfig(
     rank=4,
@@ -182,15 +183,7 @@ def test_gradients_are_those_of_finite_differences(precise, second_order):
         return (errors.sum() / counted.sum()).item()
 
     for kind, direction, norm in directions(objective):
-        slopes = []
-        for sign in (1, -1):
-            for name, step in direction.items():
-                named[name].data += sign * 1e-5 * step
-            slopes.append(loss())
-            for name, step in direction.items():
-                named[name].data -= sign * 1e-5 * step
-        slope = (slopes[0] - slopes[1]) / 2e-5
-        assert slope == pytest.approx(norm, rel=1e-4), kind
+        assert slope(loss, named, direction) == pytest.approx(norm, rel=1e-4), kind
 
 
 def test_second_order_reaches_what_first_order_leaves_out(precise):

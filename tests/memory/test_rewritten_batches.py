@@ -11,6 +11,7 @@ from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.slow_learning import mean_error
 from tests.emulated_graphs import EmulatedGraph, emulate_graphs
+from tests.finite_differences import slope
 from tests.loop_tables import TABLE, recipe
 
 
@@ -105,15 +106,7 @@ def test_the_gradient_is_that_of_finite_differences_with_earlier_writes_held_fix
         names = [name for name in named if kind in name]
         norm = torch.cat([named[n].grad.flatten() for n in names]).norm()
         direction = {n: named[n].grad / norm for n in names}
-        slopes = []
-        for sign in (1, -1):
-            for name, step in direction.items():
-                named[name].data += sign * 1e-5 * step
-            slopes.append(loss())
-            for name, step in direction.items():
-                named[name].data -= sign * 1e-5 * step
-        slope = (slopes[0] - slopes[1]) / 2e-5
-        assert slope == pytest.approx(norm.item(), rel=1e-4), kind
+        assert slope(loss, named, direction) == pytest.approx(norm.item(), rel=1e-4), kind
 
 
 def test_a_part_of_the_writes_gives_the_gradient_of_all_on_average():

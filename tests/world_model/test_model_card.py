@@ -13,7 +13,7 @@ def test_the_card_tells_what_the_folder_holds(tiny_checkpoint, tmp_path):
     model.register_to_config(env_id="Reach-v0", data_steps=12345)
     write_model_card(folder, model.config)
     card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == "diffusers"
+    assert card.data.to_dict()["library_name"] == "diffusers"
     assert card.data.pipeline_tag == "image-to-video"
     assert "# Video world model of Reach-v0\n" in card.text
     assert "8 frames of 64x64 from 4 past ones" in card.text
