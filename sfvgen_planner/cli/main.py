@@ -19,6 +19,7 @@ COMMANDS = (
     "convert",
     "train",
     "loop",
+    "carry_over",
     "online",
     "demo",
     "evaluate",
