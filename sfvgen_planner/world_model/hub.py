@@ -1,8 +1,9 @@
 """Checkpoints on the Hugging Face Hub."""
 
 import re
+from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
@@ -16,17 +17,21 @@ _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.md"]
 
 
-def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:
+def local_folder(
+    name_or_path: str | PathLike[str], subfolders: Iterable[str] = ("",), **options: Any
+) -> Path:
     """A folder as it is, or the local copy of what a Hub id names.
 
     Args:
         name_or_path: A folder, or a Hub id `user/name`, or `user/name@revision` with a branch, tag
             or commit. A folder goes before a Hub id of the same name, and a `Path` is no Hub id.
+        subfolders: All that is downloaded; by default the whole repository.
         **options: Of `huggingface_hub.snapshot_download`, see `HUB_OPTIONS`; a folder needs none.
 
     Returns:
         The folder, which may be missing where `name_or_path` has not the form of a Hub id; or the
-        download in the Hub's own cache, which goes without the network once it is complete.
+        download in the Hub's own cache, which goes without the network once it is complete, and is
+        missing where the repository has none of the `subfolders`.
 
     Raises:
         SfvgenError: There is neither a folder nor a Hub repository or revision of that name; the
@@ -40,8 +45,11 @@ def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:
     if revision is not None:
         given = options.setdefault("revision", revision)
         require(given == revision, f"{name_or_path} has the revision {given} too: give one of them")
+    patterns = [str(PurePosixPath(within, files)) for within in subfolders for files in _FILES]
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_FILES, **options))
+        return Path(
+            huggingface_hub.snapshot_download(repository, allow_patterns=patterns, **options)
+        )
     except Exception as error:  # those of network, cache and Hub have nothing in common
         reason = next(iter(str(error).splitlines()), "")
         raise SfvgenError(

@@ -1,6 +1,5 @@
 """Components as others have trained them: any image VAE of diffusers, any CLIP of transformers."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.world_model.base_model import latent_geometry
 from sfvgen_planner.world_model.checkpoint import check_weights, loading_errors, quiet_libraries
+from sfvgen_planner.world_model.hub import local_folder
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ADVICE = "give a folder, or an id on the Hugging Face Hub, that holds safetensors weights"
 
 
@@ -21,24 +20,24 @@ def load_vae(source: str, subfolder: str | None = None) -> Any:
     """An image autoencoder of diffusers, in single precision.
 
     Args:
-        source: Its folder, or its id on the Hugging Face Hub.
+        source: Its folder, or its id on the Hugging Face Hub (`user/name@revision`).
         subfolder: Where in `source` it is.
 
     Raises:
-        SfvgenError: There is none, its weights are not whole or not safetensors, or it does not
-            encode single RGB images.
+        SfvgenError: There is none, the Hub can't be reached, its weights are not whole or not
+            safetensors, or it does not encode single RGB images.
     """
-    place = _check_source(source, subfolder)
-    with loading_errors(place, _ADVICE), quiet_libraries():
+    folder = _weights_folder(local_folder(source, [subfolder or ""]), source, subfolder)
+    with loading_errors(folder, _ADVICE), quiet_libraries():
         # Every model of diffusers has the same form of config.
-        name = str(AutoencoderKL.load_config(source, subfolder=subfolder).get("_class_name"))
+        name = str(AutoencoderKL.load_config(folder).get("_class_name"))
         kind: Any = getattr(diffusers, name, None)
         require(
             isinstance(kind, type) and issubclass(kind, ModelMixin),
-            f"{place} holds no autoencoder of diffusers; give the folder of one such as "
+            f"{folder} holds no autoencoder of diffusers; give the folder of one such as "
             "AutoencoderKL, and the subfolder where it is part of a pipeline",
         )
-        vae = _load_whole(kind, source, subfolder, place)
+        vae = _load_whole(kind, folder)
     latent_geometry(vae)
     return vae
 
@@ -49,31 +48,33 @@ def load_text(
     """A CLIP text encoder, in single precision, and its tokenizer.
 
     Args:
-        source: Their folder, or their id on the Hugging Face Hub; a whole CLIP will do.
+        source: Their folder, or their id on the Hugging Face Hub (`user/name@revision`); a whole
+            CLIP will do.
         subfolder: Where in `source` the text encoder is.
         tokenizer_subfolder: Where in `source` the tokenizer is.
 
     Raises:
-        SfvgenError: One of them is not there, is no CLIP or does not fit the other, or the weights
-            are not whole or not safetensors.
+        SfvgenError: One of them is not there, is no CLIP or does not fit the other, the Hub can't
+            be reached, or the weights are not whole or not safetensors.
     """
-    place = _check_source(source, subfolder)
-    with loading_errors(place, _ADVICE), quiet_libraries():
-        config, _ = CLIPTextConfig.get_config_dict(source, subfolder=subfolder or "")
+    root = local_folder(source, [subfolder or "", tokenizer_subfolder or ""])
+    folder = _weights_folder(root, source, subfolder)
+    with loading_errors(folder, _ADVICE), quiet_libraries():
+        config, _ = CLIPTextConfig.get_config_dict(folder)
         kind = config.get("model_type")
         require(
             kind in ("clip", "clip_text_model"),
-            f"{place} holds no CLIP text encoder (its model_type is {kind}); give the folder of "
+            f"{folder} holds no CLIP text encoder (its model_type is {kind}); give the folder of "
             "one, and the subfolder where it is part of a pipeline",
         )
         # Frozen, it must give the same states in training too.
-        encoder = _load_whole(CLIPTextModel, source, subfolder, place, attention_dropout=0.0)
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=tokenizer_subfolder or "")
+        encoder = _load_whole(CLIPTextModel, folder, attention_dropout=0.0)
+        tokenizer = CLIPTokenizer.from_pretrained(root, subfolder=tokenizer_subfolder or "")
     # transformers makes an empty tokenizer where there are no files of one.
+    inside = "" if tokenizer_subfolder is None else f" in {tokenizer_subfolder}"
     require(
         len(tokenizer) > len(tokenizer.all_special_ids),
-        f"{source} holds no CLIP tokenizer{_inside(tokenizer_subfolder)}; save it there, or give "
-        "its tokenizer_subfolder",
+        f"{source} holds no CLIP tokenizer{inside}; save it there, or give its tokenizer_subfolder",
     )
     require(
         len(tokenizer) <= encoder.config.vocab_size,
@@ -83,29 +84,23 @@ def load_text(
     return encoder, tokenizer
 
 
-def _check_source(source: str, subfolder: str | None) -> str:
-    """Refuse a folder without weights before anything is loaded; what messages call the place."""
-    if Path(source).is_dir():
-        folder = Path(source, subfolder or "")
-        require(folder.is_dir(), f"{source} has no folder {subfolder}; correct subfolder")
-        check_weights(folder)
-        return str(folder)
+def _weights_folder(root: Path, source: str, subfolder: str | None) -> Path:
+    """The folder of a component in `root`; refuses one without weights before it is loaded."""
+    folder = root / (subfolder or "")
     require(
-        bool(_HUB_ID.fullmatch(source)),
-        f"there is no folder {source}; give one that exists, or an id on the Hugging Face Hub",
+        folder.is_dir(),
+        f"there is no folder {source}; give one that exists, or an id on the Hugging Face Hub"
+        if subfolder is None
+        else f"{source} has no folder {subfolder}; correct pretrained or subfolder",
     )
-    return source + _inside(subfolder)
+    check_weights(folder)
+    return folder
 
 
-def _inside(subfolder: str | None) -> str:
-    return "" if subfolder is None else f" in {subfolder}"
-
-
-def _load_whole(kind: Any, source: str, subfolder: str | None, place: str, **settings: Any) -> Any:
+def _load_whole(kind: Any, folder: Path, **settings: Any) -> Any:
     """A model none of whose weights is missing: the libraries would make these up."""
     model, found = kind.from_pretrained(
-        source,
-        subfolder=subfolder or "",
+        folder,
         use_safetensors=True,
         dtype=torch.float32,
         output_loading_info=True,
@@ -114,7 +109,7 @@ def _load_whole(kind: Any, source: str, subfolder: str | None, place: str, **set
     missing = sorted(found["missing_keys"])
     if missing:
         raise SfvgenError(
-            f"{place} lacks {len(missing)} of the weights of {kind.__name__}, such as "
+            f"{folder} lacks {len(missing)} of the weights of {kind.__name__}, such as "
             f"{missing[0]}; save or copy it again"
         )
     return model

@@ -49,7 +49,8 @@ class _Component(_Section):
     pretrained: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder, or id on the Hugging Face Hub, of safetensors weights to begin with.",
+        description="Folder, or id on the Hugging Face Hub (`user/name@revision`), of safetensors "
+        "weights to begin with.",
     )
     subfolder: str | None = Field(default=None, description="Where in `pretrained` they are.")
 

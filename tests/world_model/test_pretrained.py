@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from fnmatch import fnmatch
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,12 @@ from transformers import (
 )
 
 from sfvgen_planner.cli.main import main
+from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import load_world_model
+from sfvgen_planner.world_model.new_models import load_parts
 from sfvgen_planner.world_model.pretrained import load_text, load_vae
+from sfvgen_planner.world_model.recipe import Recipe
 from sfvgen_planner.world_model.text import build_text_encoder, build_tokenizer
 from tests.tiny_base_model import tiny_base_model
 
@@ -195,6 +200,58 @@ def test_parts_of_a_pipeline_and_of_a_whole_clip_load(tmp_path):
     assert torch.equal(encoder.train()(ids).last_hidden_state, wanted)
 
 
+def test_a_recipe_may_name_revisions_on_the_hub(folder, monkeypatch):
+    asked = []
+
+    def download(repo_id, revision, allow_patterns):
+        asked.append((repo_id, revision))
+        # Where the whole repository is wanted.
+        assert "*.safetensors" in allow_patterns
+        return str(folder / repo_id.removeprefix("user/"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    changes = ["autoencoder.pretrained=user/vae@v1.0", "world_model.text.pretrained=user/clip@main"]
+    recipe = Recipe.load(folder / "recipe.yaml", changes)
+    vae, (encoder, _) = load_parts(recipe, EpisodeStore.open(folder / "data"))
+    assert asked == [("user/vae", "v1.0"), ("user/clip", "main")]
+    assert has_weights_of(vae, AutoencoderKL.from_pretrained(folder / "vae"))
+    assert has_weights_of(encoder, CLIPTextModel.from_pretrained(folder / "clip"))
+
+
+def test_of_a_pipeline_on_the_hub_only_the_parts_are_downloaded(tmp_path, monkeypatch):
+    model = tiny_base_model()
+    model.save_pretrained(tmp_path / "pipeline")
+
+    def download(repo_id, allow_patterns):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        for path in (tmp_path / "pipeline").rglob("*.*"):
+            name = str(path.relative_to(tmp_path / "pipeline"))
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    def parts():
+        return sorted(path.name for path in (tmp_path / "cache").iterdir())
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert has_weights_of(load_vae("user/pipeline", "vae"), model.vae)
+    assert parts() == ["vae"]
+    encoder, tokenizer = load_text("user/pipeline", "text_encoder/", "tokenizer")
+    assert has_weights_of(encoder, model.text_encoder)
+    assert tokenizer(TEXT).input_ids == model.tokenizer(TEXT).input_ids
+    assert parts() == ["text_encoder", "tokenizer"]
+    with pytest.raises(SfvgenError, match="user/pipeline has no folder nothing; correct"):
+        load_vae("user/pipeline", "nothing")
+
+
+def test_what_the_hub_does_not_have_is_one_clear_sentence(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for load in (load_vae, load_text):
+        with pytest.raises(SfvgenError, match=r"no folder user/none@v1, and the Hugging Face Hub"):
+            load("user/none@v1")
+
+
 def test_any_image_autoencoder_loads(tmp_path):
     blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     vae = AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
@@ -279,7 +336,7 @@ def test_a_broken_clip_is_one_clear_sentence(folder, tmp_path, damage, words):
 
 
 def test_a_subfolder_that_is_not_there_is_told(folder):
-    with pytest.raises(SfvgenError, match="has no folder unet; correct subfolder"):
+    with pytest.raises(SfvgenError, match="has no folder unet; correct pretrained or"):
         load_vae(str(folder), "unet")
     with pytest.raises(SfvgenError, match="holds no CLIP tokenizer in words"):
         load_text(str(folder), "clip", "words")
