@@ -1,9 +1,6 @@
 """One training loop for every stage: Accelerate, EMA, atomic checkpoints, exact resume."""
 
-import json
-import logging
 import math
-import shutil
 import signal
 import threading
 import time
@@ -15,32 +12,25 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import writing_errors
 from sfvgen_planner.world_model.captured_step import CapturedStep
-from sfvgen_planner.world_model.draw_batch import DrawBatch, gather_draws, load_draws
+from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.kernels import use_channels_last
 from sfvgen_planner.world_model.metrics_log import Metrics, MetricsLog
 from sfvgen_planner.world_model.recipe import MixedPrecision, Optimisation
 from sfvgen_planner.world_model.sharding import (
     WholeModule,
-    gather,
     is_sharding,
     local_part,
     prepare_plugin,
-    scatter,
-    sharded_as,
     whole_tensor,
 )
+from sfvgen_planner.world_model.training_checkpoints import TrainingCheckpoints
 
-logger = logging.getLogger(__name__)
-
-KEPT_CHECKPOINTS = 2
 LOG_EVERY = 50
 """Steps between two records of the metrics, each a mean over these steps."""
 
@@ -48,8 +38,6 @@ STOP_EVERY = 10
 """Steps between two looks of all processes at each other's wish to stop."""
 
 _MAX_PROCESSES = 1_009
-# Of a checkpoint that does not list them.
-_FILES = ("model", "ema", "optimiser")
 
 
 class Evaluation(NamedTuple):
@@ -147,7 +135,8 @@ def train(
     parameters = [p for p in module.parameters() if p.requires_grad]
     local = [local_part(p) for p in parameters]
     ema = EMAModel(local, decay=optimisation.ema_decay, foreach=True)
-    step = _resume(folder, module, optimiser, ema, draw_batch, accelerator)
+    checkpoints = TrainingCheckpoints(folder, module, optimiser, ema, draw_batch, accelerator)
+    step = checkpoints.resume()
     wrapped.train()
     captured = CapturedStep(module, parameters, accelerator.autocast) if capturing else None
     generator = torch.Generator(device=accelerator.device)
@@ -211,12 +200,7 @@ def train(
             if due or stopping:
                 # A checkpoint is there to go on from.
                 _finite_means(recent, accelerator, step, description)
-                tensors = _tensors(module, optimiser, ema, accelerator.is_main_process)
-                if draws := gather_draws(draw_batch, accelerator):
-                    tensors["draws"] = draws
-                if accelerator.is_main_process:
-                    with writing_errors(folder):
-                        _save(folder, step, tensors, optimisation)
+                checkpoints.save(step, optimisation)
             if stopping:
                 # A launcher ends all processes as soon as one has left.
                 accelerator.wait_for_everyone()
@@ -275,115 +259,6 @@ def shared_seed(generator: torch.Generator) -> int:
 
 def _step_seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * _MAX_PROCESSES + process
-
-
-def _tensors(
-    module: nn.Module, optimiser: Any, ema: EMAModel, keep: bool
-) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint's files hold, whole; all processes must call this together."""
-    parameters = _trained(module)
-    names = list(parameters)
-    averages = {
-        name: sharded_as(average, parameters[name])
-        for name, average in zip(names, ema.shadow_params, strict=True)
-    }
-    moments = {}
-    for index, values in optimiser.state_dict()["state"].items():
-        for key, value in values.items():
-            moments[f"{names[index]}/{key}"] = torch.as_tensor(value)
-    return {
-        "model": gather(module.state_dict(), keep),
-        "ema": gather(averages, keep),
-        "optimiser": gather(moments, keep),
-    }
-
-
-def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def _save(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimisation: Optimisation
-) -> None:
-    """Write one checkpoint under a temporary name, rename it, then drop the oldest ones."""
-    temporary, final = folder / "checkpoint.tmp", folder / f"checkpoint-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, values in tensors.items():
-        contiguous = {key: value.contiguous() for key, value in values.items()}
-        save_file(contiguous, temporary / f"{name}.safetensors")
-    state = {"step": step, "files": list(tensors), "optimisation": optimisation.model_dump()}
-    (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    found = _checkpoints(folder)
-    older = [path for path in found if path.name < final.name]
-    # A checkpoint of this or a later step was too damaged to go on from; left there, it would
-    # take the place of a good one.
-    for damaged in found[len(older) :]:
-        shutil.rmtree(damaged)
-    temporary.rename(final)
-    for old in older[: 1 - KEPT_CHECKPOINTS]:
-        # Half-deleted, it must not look like a checkpoint.
-        old.rename(temporary)
-        shutil.rmtree(temporary)
-
-
-def _resume(
-    folder: Path,
-    module: nn.Module,
-    optimiser: Any,
-    ema: EMAModel,
-    draw_batch: DrawBatch,
-    accelerator: Accelerator,
-) -> int:
-    """Load the newest whole checkpoint in `folder`, if any; the step to go on from."""
-    for checkpoint in reversed(_checkpoints(folder)):
-        try:
-            return _load(checkpoint, module, optimiser, ema, draw_batch, accelerator)
-        except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
-            logger.warning("%s is damaged (%s) and left out", checkpoint, error)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise SfvgenError(
-                f"{checkpoint} does not fit this recipe's model; train into another --out folder, "
-                "or delete that checkpoint"
-            ) from error
-    return 0
-
-
-def _load(
-    checkpoint: Path,
-    module: nn.Module,
-    optimiser: Any,
-    ema: EMAModel,
-    draw_batch: DrawBatch,
-    accelerator: Accelerator,
-) -> int:
-    """Load one checkpoint, all of its files or none; its step."""
-    state = json.loads((checkpoint / "state.json").read_text())
-    files = {
-        name: load_file(checkpoint / f"{name}.safetensors") for name in state.get("files", _FILES)
-    }
-    weights, shadow, moments = (files[name] for name in _FILES)
-    present = module.state_dict()
-    module.load_state_dict({k: scatter(value, present[k]) for k, value in weights.items()})
-    parameters = _trained(module)
-    names = list(parameters)
-    averages = (scatter(shadow[name], p) for name, p in parameters.items())
-    ema.shadow_params = [local_part(average) for average in averages]
-    ema.optimization_step = state["step"]
-    packed: dict[int, dict[str, Tensor]] = {}
-    for key, value in moments.items():
-        name, moment = key.rsplit("/", 1)
-        # AdamW keeps its step counter whole, and on the CPU unless it is fused.
-        moved = value if moment == "step" else scatter(value, parameters[name])
-        packed.setdefault(names.index(name), {})[moment] = moved
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": packed, "param_groups": groups})
-    load_draws(draw_batch, files.get("draws", {}), accelerator)
-    return int(state["step"])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.world_model import trainer
+from sfvgen_planner.world_model import trainer, training_checkpoints
 from sfvgen_planner.world_model.recipe import Optimisation
 
 STEPS = 100
@@ -100,7 +100,7 @@ def worker(folder, doing):
         time.sleep(0.03)
         return batch(generator)
 
-    trainer.save_file = told_save_file
+    training_checkpoints.save_file = told_save_file
     shutil.rmtree = slow_rmtree
     train(folder, draw=told_batch)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.world_model import trainer
+from sfvgen_planner.world_model import training_checkpoints
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.trainer import Evaluation, learning_rate_factor, train
 
@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_are_gone_on_from(
 
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_file", until_full)
+        patch.setattr(training_checkpoints, "save_file", until_full)
         with pytest.raises(SfvgenError, match=r"cannot write .*a \(No space left\)"):
             run(tmp_path / "a")
     assert (tmp_path / "a/checkpoint-00000020").is_dir()
