@@ -40,7 +40,10 @@ def writing_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        # The tokenizers library raises a bare Exception, with Rust's words for what happened.
+        if not isinstance(error, (OSError, SafetensorError)) and "(os error " not in str(error):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise SfvgenError(
             f"cannot write {path} ({reason}); make room or choose another folder, what was there "

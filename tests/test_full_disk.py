@@ -11,7 +11,7 @@ from stable_baselines3 import SAC
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation.policy_training import save
 from sfvgen_planner.evaluation.videos import write_film_strip, write_mp4
-from sfvgen_planner.files import write_json
+from sfvgen_planner.files import write_json, writing_errors
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.world_model import tiny_world_model
 from tests.point_mass import PointMassEnv
@@ -62,3 +62,20 @@ def test_with_room_it_is_written(tmp_path, name):
     path.write_text("old")
     WRITERS[name](path)
     assert path.stat().st_size > 1000
+
+
+def test_a_full_disk_that_a_tokenizer_meets_is_told_too(tmp_path):
+    tokenizer = tiny_world_model().tokenizer
+    with (
+        room_for(1000),
+        pytest.raises(SfvgenError, match=r"cannot write .*model \(File too large"),
+        writing_errors(tmp_path / "model"),
+    ):
+        tokenizer.save_pretrained(tmp_path / "model")
+
+
+def test_other_errors_than_those_of_writing_keep_their_traceback(tmp_path):
+    for error in (ZeroDivisionError(), Exception("no room for thought"), SfvgenError("told")):
+        with pytest.raises(type(error)) as caught, writing_errors(tmp_path):
+            raise error
+        assert caught.value is error

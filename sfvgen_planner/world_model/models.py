@@ -68,19 +68,25 @@ def save_checkpoint(
         TEMPORAL_DISTANCE_FOLDER: models.temporal_distance,
     }
     modules = [model.vae, model.text_encoder, model.unet, *filter(None, heads.values())]
-    for module in modules:
-        # Not the module's own `to`, which warns of layers that these models do not have.
-        torch.nn.Module.to(module, torch.float16)
-    model.save_pretrained(temporary)
-    for name, head in heads.items():
-        if head is not None:
-            head.save_pretrained(temporary / name)
-    if write_more is not None:
-        write_more(temporary)
-    forget_origin(temporary)
-    write_model_card(temporary, model.config)
-    write_manifest(temporary)
+    try:
+        for module in modules:
+            # Not the module's own `to`, which warns of layers that these models do not have.
+            torch.nn.Module.to(module, torch.float16)
+        model.save_pretrained(temporary)
+        for name, head in heads.items():
+            if head is not None:
+                head.save_pretrained(temporary / name)
+        if write_more is not None:
+            write_more(temporary)
+        forget_origin(temporary)
+        write_model_card(temporary, model.config)
+        write_manifest(temporary)
+    except BaseException:
+        # On a full disk, half a checkpoint takes the room of others.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        for module in modules:
+            torch.nn.Module.to(module, torch.float32)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    for module in modules:
-        torch.nn.Module.to(module, torch.float32)
