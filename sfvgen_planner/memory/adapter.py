@@ -184,9 +184,8 @@ class Adapters:
         """The fast weights of fresh memories; gradients reach the parameters they start at."""
         fast = {}
         for name, layer in self._layers.items():
-            for factor in layer.fast_factors:
-                weight = getattr(layer, factor)[ADAPTER].weight
-                fast[f"{name}.{factor}.weight"] = weight.expand(num_memories, *weight.shape)
+            for key, start in layer.starts().items():
+                fast[f"{name}.{key}"] = start.expand(num_memories, *start.shape)
         return fast
 
     def place(self, fast: Mapping[str, Tensor] | None, chunks: Tensor | None = None) -> None:
@@ -198,13 +197,16 @@ class Adapters:
         """
         if self._codes is not None:
             # A graph must not outlive its step.
-            self._codes.of_layer = None
+            self._codes.of_layer = self._codes.gates = None
         for name, layer in self._layers.items():
             if fast is None:
                 layer.place(None, None, None)
             else:
                 layer.place(
-                    fast.get(f"{name}.lora_A.weight"), fast[f"{name}.lora_B.weight"], chunks
+                    fast.get(f"{name}.lora_A.weight"),
+                    fast[f"{name}.lora_B.weight"],
+                    chunks,
+                    fast.get(f"{name}.lora_table"),
                 )
 
     @contextmanager

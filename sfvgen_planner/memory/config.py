@@ -42,6 +42,9 @@ class MemoryConfig:
             chunks beyond them share the last one. 0 for no time code.
         instruction_code: Scale and shift the bottleneck by the instruction too, so that the command
             chooses which of the places that a memory holds is read.
+        num_time_slots: Beside the adapters each memory has a table of what stood where and when,
+            with an entry for each slot and cell: a chunk is written into its own slot, in turn, and
+            the chunk and the instruction open the slots that are read. 0 for no table.
         rule: "adam" learns both factors of the adapters with Adam, started anew in each write;
             "normalised" learns only B, by `B -= learning_rate * g / rms(g)` per tensor.
         learning_rate: The rule's step size (paper: Adam, 1e-4).
@@ -64,6 +67,7 @@ class MemoryConfig:
     position_code: bool = False
     num_time_codes: int = 0
     instruction_code: bool = False
+    num_time_slots: int = 0
     rule: Rule = "adam"
     learning_rate: float = 1e-4
     num_steps: int = 4
@@ -90,6 +94,21 @@ class MemoryConfig:
             f"num_time_codes of a memory must not be negative, got {self.num_time_codes}",
         )
         require(
+            self.num_time_slots >= 0,
+            f"num_time_slots of a memory must not be negative, got {self.num_time_slots}",
+        )
+        require(
+            not self.num_time_slots
+            or (
+                self.rule == "normalised"
+                and self.position_code
+                and self.num_time_codes > 0
+                and self.instruction_code
+            ),
+            "num_time_slots of a memory go with rule: normalised, position_code, num_time_codes "
+            "and instruction_code; set these too",
+        )
+        require(
             self.max_past_frames is None or self.max_past_frames > 0,
             f"max_past_frames of a memory must be positive, got {self.max_past_frames}",
         )
@@ -102,21 +121,25 @@ class MemoryConfig:
     @property
     def fast_factors(self) -> tuple[str, ...]:
         """PEFT's names of the factors that each memory has of its own; the rest is slow."""
-        return ("lora_A", "lora_B") if self.rule == "adam" else ("lora_B",)
+        if self.rule == "adam":
+            return ("lora_A", "lora_B")
+        return ("lora_B", "lora_table") if self.num_time_slots else ("lora_B",)
 
     def can_continue(self, trained: "MemoryConfig") -> bool:
         """Whether adapters that were trained with other settings can go on with these.
 
         The size of a write, its steps and its noise, may differ: it shapes no parameter. An
-        instruction code may be new, because it is zero at the start, and the rank and the number
-        of time codes may be larger (`Adapters.load_smaller`).
+        instruction code and a table may be new, because they are zero at the start, and the rank
+        and the number of time codes may be larger (`Adapters.load_smaller`).
         """
         write = {name: getattr(self, name) for name in _SIZE_OF_A_WRITE}
         sizes = {
             name: max(getattr(self, name), getattr(trained, name)) for name in _SIZE_OF_THE_ADAPTERS
         }
         heard = trained.instruction_code or self.instruction_code
-        return replace(trained, **write, **sizes, instruction_code=heard) == self
+        slots = trained.num_time_slots or self.num_time_slots
+        grown = {**write, **sizes, "instruction_code": heard, "num_time_slots": slots}
+        return replace(trained, **grown) == self
 
 
 MEMORY_VARIANTS: dict[str, MemoryConfig | None] = {

@@ -25,7 +25,18 @@ ADAPTER = "default"
 """PEFT's name of the adapter."""
 TIME_CODES = ("lora_time_scale", "lora_time_shift")
 _INSTRUCTION_CODES = ("lora_instruction_scale", "lora_instruction_shift")
-_CODES = ("lora_position_code", *TIME_CODES, *_INSTRUCTION_CODES)
+_SLOT_GATES, _INSTRUCTION_GATES = "lora_slot_gates", "lora_instruction_gates"
+_TABLE = "lora_table"
+_CODES = (
+    "lora_position_code",
+    *TIME_CODES,
+    *_INSTRUCTION_CODES,
+    _SLOT_GATES,
+    _INSTRUCTION_GATES,
+    _TABLE,
+)
+# At more a first write overshoots, for it changes the adapters too.
+_TABLE_SCALE = 2.0
 
 
 class LayerCodes:
@@ -38,9 +49,12 @@ class LayerCodes:
         of_layer: for each layer its scale `1 + W`, `(groups, 1, 1, 1, r)`, and its bias
             `P * (1 + W) + C`, `(groups, 1, cells, 1, r)`, for equal shares of the batch; None at
             other times.
+        gates: for each layer how far each sample opens the slots of its memory's table,
+            `(samples, slots)`; None where there are no tables, and at other times.
     """
 
     of_layer: list[tuple[Tensor, Tensor]] | None = None
+    gates: tuple[Tensor, ...] | None = None
 
     def __init__(self, layers: list["MemoryLinear"]) -> None:
         by_cells: dict[int, list[MemoryLinear]] = {}
@@ -56,6 +70,7 @@ class LayerCodes:
         """Stack the layers' codes once, for good; the layers keep their shares of the stacks."""
         parts: list[tuple[str, list[MemoryLinear]]] = [
             *((name, self._layers) for name in (*TIME_CODES, *_INSTRUCTION_CODES)),
+            *((name, self._layers) for name in (_SLOT_GATES, _INSTRUCTION_GATES)),
             *(("lora_position_code", same) for same in self._resolutions),
         ]
         for name, layers in parts:
@@ -83,11 +98,23 @@ class LayerCodes:
                     bias = torch.addcmul(bias, positions, scales[share])
                 biases += bias.unbind()
             self.of_layer = list(zip(scales.unbind(), biases, strict=True))
+            if placed.fast_table is not None:
+                self.gates = self._slot_gates(states, placed)
 
     def forget(self, unet: nn.Module, args: Any, output: Any) -> None:
         """Afterwards; but gradient checkpointing computes layers anew while memories are placed."""
         if not torch.is_grad_enabled():
-            self.of_layer = None
+            self.of_layer = self.gates = None
+
+    def _slot_gates(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, ...]:
+        """How far the chunk indices and the instructions open the slots, for each layer."""
+        by_slot = self._stacked(_SLOT_GATES, self._layers)
+        assert placed.chunks is not None
+        opened = by_slot[:, placed.chunks % by_slot.shape[1]]
+        told = states.to(by_slot.dtype) @ self._stacked(_INSTRUCTION_GATES, self._layers)
+        each = told.shape[1] // opened.shape[1]
+        gates = _TABLE_SCALE * (opened.repeat_interleave(each, dim=1) + told)
+        return gates.to(by_slot.dtype).unbind()
 
     def _codes(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, Tensor]:
         """W and C `(layers, groups, 1, 1, 1, r)` for instructions `(samples, text size)`."""
@@ -130,22 +157,48 @@ class MemoryLayer(LoraLayer):
         fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
             the slow model's.
         chunks: `(memories,)`, each one's chunk index.
+        fast_table: `(memories, slots, cells, out)`, or None where there are no tables.
     """
 
     fast_factors: tuple[str, ...] = ()
     fast_a: Tensor | None = None
     fast_b: Tensor | None = None
     chunks: Tensor | None = None
+    fast_table: Tensor | None = None
 
-    def place(self, fast_a: Tensor | None, fast_b: Tensor | None, chunks: Tensor | None) -> None:
+    def place(
+        self,
+        fast_a: Tensor | None,
+        fast_b: Tensor | None,
+        chunks: Tensor | None,
+        fast_table: Tensor | None = None,
+    ) -> None:
         """Show the fast weights of memories and how many chunks each has written, or none."""
         self.fast_a, self.fast_b, self.chunks = fast_a, fast_b, chunks
+        self.fast_table = fast_table
+
+    def starts(self) -> dict[str, Tensor]:
+        """Where the fast weights of every memory start, by PEFT's names within the layer."""
+        starts: dict[str, Tensor] = {}
+        for factor in self.fast_factors:
+            held = getattr(self, factor)[ADAPTER]
+            if isinstance(held, nn.Linear | nn.Conv3d):
+                starts[f"{factor}.weight"] = held.weight
+            else:
+                starts[factor] = held
+        return starts
+
+    @property
+    def placed(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """What `place` was given last."""
+        return self.fast_a, self.fast_b, self.chunks, self.fast_table
 
 
 class MemoryLinear(LoraLinear, MemoryLayer):
-    """A linear layer with `B_n ((A h + P[cell]) * (1 + W) + C)` for memory n.
+    """A linear layer with `B_n ((A h + P[cell]) * (1 + W) + C) + sum_s G[s] T_n[s, cell]`.
 
-    W and C are the sums of what its chunk index and the sample's instruction give them.
+    That is for memory n; W, C and the gates G are the sums of what its chunk index and the sample's
+    instruction give them.
 
     Attributes:
         codes: W and C of all layers, or None where there are none.
@@ -175,11 +228,20 @@ class MemoryLinear(LoraLinear, MemoryLayer):
         # Result and product in one kernel, and in place where no gradient is taken of it: a step
         # is bound by the number of its kernels and by its copies.
         add = torch.Tensor.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-        return add(
+        result = add(
             result.view(memories, -1, result.shape[-1]),
             hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
             fast_b.transpose(1, 2).to(result.dtype),
         ).view(result.shape)
+        return result if self.fast_table is None else result + self._read(self.fast_table, result)
+
+    def _read(self, table: Tensor, like: Tensor) -> Tensor:
+        """What the open slots hold of each row's cell, `(rows, 1, out)`."""
+        assert self.codes is not None
+        assert self.codes.gates is not None
+        gates = self.codes.gates[self.code_index].unflatten(0, (len(table), -1))
+        read = torch.bmm(gates.to(like.dtype), table.flatten(2).to(like.dtype))
+        return read.reshape(-1, 1, like.shape[-1])
 
 
 class MemoryConv3d(LoraConv3d, MemoryLayer):
@@ -257,7 +319,10 @@ def _check_rows(rows: int, memories: int) -> None:
 
 
 def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
-    """The codes' start: places all differ at once, chunks and instructions begin alike."""
+    """The codes' start: places all differ at once, chunks and instructions begin alike.
+
+    Only the tables, which are empty at first, keep chunks apart from the start.
+    """
     memory: MemoryConfig = config.memory
     tables = {}
     weight = module.get_base_layer().weight
@@ -269,4 +334,9 @@ def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
     if memory.instruction_code:
         for name in _INSTRUCTION_CODES:
             tables[name] = torch.zeros(config.text_size, memory.rank)
+    if slots := memory.num_time_slots:
+        tables[_SLOT_GATES] = torch.eye(slots)
+        tables[_INSTRUCTION_GATES] = torch.zeros(config.text_size, slots)
+        num_cells = module.get_base_layer().num_cells
+        tables[_TABLE] = torch.zeros(slots, num_cells, module.get_base_layer().out_features)
     return {name: table.to(weight) for name, table in tables.items()}

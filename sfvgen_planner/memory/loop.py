@@ -139,7 +139,7 @@ def _with_memory(
     """What a stage trains, and on which batches."""
     config = recipe.training_config(stage)
     assert config is not None
-    objective = SlowFastObjective(model, adapters, config, stage.second_order)
+    objective = SlowFastObjective(model, adapters, config, stage.second_order, recipe.change_weight)
     objective.requires_grad_(not stage.adapters_only)
     if model.config.text_frozen:
         model.text_encoder.requires_grad_(False)

@@ -126,6 +126,12 @@ class LoopRecipe(BaseModel):
         le=1,
         description="Share of the memories that are judged by a recall; the rest by any window.",
     )
+    change_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="How much more those cells of a judged window count that change: there a "
+        "memory shows. 0 counts all alike.",
+    )
     max_elapsed: int = Field(
         default=8,
         ge=0,
@@ -185,11 +191,12 @@ class LoopRecipe(BaseModel):
         if (
             self.memory
             or self.eval_every
+            or self.change_weight
             or any(stage.stored_batches or stage.adapters_only for stage in self.stages)
         ):
             raise ValueError(
-                "memory, eval_every, stored_batches and adapters_only are for a memory; leave "
-                "them out with the variant none"
+                "memory, eval_every, change_weight, stored_batches and adapters_only are for a "
+                "memory; leave them out with the variant none"
             )
 
     @classmethod

@@ -109,6 +109,8 @@ class SlowFastObjective(nn.Module):
         adapters: The adapters.
         config: How the memories learn.
         second_order: Let gradients flow through the writes.
+        change_weight: How much more cells that change count in judged windows; see
+            `SlowObjective.errors`.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class SlowFastObjective(nn.Module):
         adapters: Adapters,
         config: MemoryConfig,
         second_order: bool = False,
+        change_weight: float = 0.0,
     ) -> None:
         super().__init__()
         # Fused attention can't be differentiated twice, either.
@@ -126,6 +129,7 @@ class SlowFastObjective(nn.Module):
         self._config = config
         self.learner = FastLearner(self.slow, adapters, config)
         self._second_order = second_order
+        self._change_weight = change_weight
 
     def forward(
         self, writes: Writes | Stored | Rewritten, judged: SlowBatch, slow: SlowBatch | None
@@ -139,7 +143,7 @@ class SlowFastObjective(nn.Module):
             fast, num_chunks = self._rewrite(writes), writes.num_chunks
         else:
             fast, num_chunks = self.write(writes), len(writes.windows)
-        parts = [self.errors(fast, num_chunks, judged)]
+        parts = [self.errors(fast, num_chunks, judged, self._change_weight)]
         if slow is not None:
             parts.append(self.slow.errors(slow))
         return mean_error(*parts)
@@ -203,13 +207,17 @@ class SlowFastObjective(nn.Module):
         return {name: value + (start[name] - start[name].detach()) for name, value in fast.items()}
 
     def errors(
-        self, fast: FastWeights, num_chunks: Tensor | int, judged: SlowBatch
+        self,
+        fast: FastWeights,
+        num_chunks: Tensor | int,
+        judged: SlowBatch,
+        change_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Each sample's summed squared error under slow and fast weights, and its size."""
         num_memories = len(next(iter(fast.values())))
         chunks = num_chunks + judged.latents.new_zeros(num_memories, dtype=torch.long)
         with self.adapters.placed(fast, chunks):
-            return self.slow.errors(judged)
+            return self.slow.errors(judged, change_weight)
 
 
 class LoopBatches:

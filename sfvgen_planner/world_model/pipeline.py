@@ -169,7 +169,7 @@ class VideoWorldModel(DiffusionPipeline):
     @contextmanager
     def without_memory(self) -> Iterator[None]:
         """Imagine from the slow weights alone for as long as the context lasts."""
-        before = [(layer.fast_a, layer.fast_b, layer.chunks) for layer in self.memory_layers]
+        before = [layer.placed for layer in self.memory_layers]
         num_memories, self.num_memories = self.num_memories, 1
         for layer in self.memory_layers:
             layer.place(None, None, None)

@@ -61,8 +61,15 @@ class SlowObjective(nn.Module):
         """Mean squared error of the prediction; `fields` are those of `SlowBatch`."""
         return mean_error(self.errors(SlowBatch(*fields)))  # type: ignore[arg-type]
 
-    def errors(self, batch: SlowBatch) -> tuple[Tensor, Tensor]:
-        """Each sample's summed squared error, `(batch,)`, and the numbers that it counts."""
+    def errors(self, batch: SlowBatch, change_weight: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Each sample's summed squared error, `(batch,)`, and the numbers that it counts.
+
+        Args:
+            batch: The samples.
+            change_weight: How much more those cells of the latents count that change after the last
+                past frame: `1 + change_weight * c / mean(c)`, divided by its mean over the sample,
+                with a cell's squared change c.
+        """
         noised = add_noise(self._scheduler, batch.latents, batch.noise, batch.timesteps)
         num_frames = batch.latents.shape[2]
         is_past = torch.arange(num_frames, device=noised.device) < batch.num_past
@@ -80,7 +87,19 @@ class SlowObjective(nn.Module):
         )
         wanted = target(self._scheduler, batch.latents, batch.noise, batch.timesteps)
         error = (prediction.float() - wanted).square() * ~clean
+        if change_weight:
+            error = error * _change_weights(batch, change_weight)
         return error.flatten(1).sum(dim=1), (~clean).expand_as(error).flatten(1).sum(dim=1)
+
+
+def _change_weights(batch: SlowBatch, change_weight: float) -> Tensor:
+    """`(batch, 1, frames, h, w)`, of mean 1 over the future frames."""
+    present = batch.latents[:, :, batch.num_past - 1, None]
+    change = (batch.latents - present).square().mean(dim=1, keepdim=True)
+    mean = change[:, :, batch.num_past :].mean(dim=(2, 3, 4), keepdim=True)
+    # Where nothing changes, all cells count alike.
+    relative = torch.where(mean > 0, change / mean, 1.0)
+    return (1 + change_weight * relative) / (1 + change_weight)
 
 
 def mean_error(*parts: tuple[Tensor, Tensor]) -> Tensor:
