@@ -33,6 +33,7 @@ from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
+from tests.processes import quick_workers
 from tests.tiny_base_model import tiny_base_model
 
 
@@ -365,8 +366,11 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
     assert ratio["reference_model"] == str(tiny_checkpoint)
 
 
-def test_workers_and_episodes_side_by_side_return_what_one_returns(tmp_path, looped_checkpoint):
+def test_workers_and_episodes_side_by_side_return_what_one_returns(
+    tmp_path, looped_checkpoint, monkeypatch
+):
     # Each memory learns what it learns wherever and after whichever episode it is played.
+    quick_workers(monkeypatch)
     names, found = ["closed_loop_distance_m"], []
     for setting in ({}, {"num_workers": 2}, {"num_envs": 2}):
         sizes = {"num_episodes": 2, "variants": ("ours",), "num_noise_draws": 1, **setting}
