@@ -42,7 +42,6 @@ from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from tests.processes import quick_workers
 from tests.tiny_base_model import tiny_base_model
 
-
 drawn_trials = cache(draw_trials)
 
 

@@ -168,7 +168,7 @@ def test_policies_of_both_worlds_are_saved_and_see_the_same(config, tmp_path, mo
 
 
 # SAC begins to learn after 100 steps.
-@pytest.mark.parametrize(("algorithm", "num_steps"), [("SAC", 120), ("PPO", 400)])
+@pytest.mark.parametrize(("algorithm", "num_steps"), [("SAC", 108), ("PPO", 200)])
 def test_training_can_be_repeated(config, algorithm, num_steps):
     config = replace(
         config, algorithm=algorithm, num_imagined_steps=num_steps, simulator_budgets=()
