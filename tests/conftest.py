@@ -12,7 +12,9 @@ from sfvgen_planner.world_model import tiny_world_model
 
 # The first test that forks from the server starts it for all of them. With torch loaded there, each
 # process starts at once.
-multiprocessing.set_forkserver_preload(["pytest", "sfvgen_planner.world_model.trainer"])
+multiprocessing.set_forkserver_preload(
+    ["pytest", "sfvgen_planner.world_model.trainer", "sfvgen_planner.evaluation.planning"]
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

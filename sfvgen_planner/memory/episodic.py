@@ -116,9 +116,9 @@ class EpisodicMemory:
             for name, value in self._adapters.start(num_memories).items()
         }
         # What the model sees stays where it is, because a captured graph reads it there.
+        dtype = world_model.unet.dtype
         self._shown: FastWeights = {
-            name: torch.zeros_like(value, dtype=world_model.unet.dtype)
-            for name, value in self._fast.items()
+            name: torch.zeros_like(value, dtype=dtype) for name, value in self._fast.items()
         }
         self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
         self.reset()

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +14,13 @@ from sfvgen_planner.cli.main import main
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.evaluation import memory as evaluation
-from sfvgen_planner.evaluation import memory_closed_loop, memory_config, memory_cost, memory_plot
+from sfvgen_planner.evaluation import (
+    memory_closed_loop,
+    memory_config,
+    memory_cost,
+    memory_plot,
+    memory_trials,
+)
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED, measure
 from sfvgen_planner.evaluation.memory import FIGURES, MemoryConfig
 from sfvgen_planner.evaluation.memory_across_episodes import ACROSS_EPISODES_FIGURES
@@ -33,12 +39,21 @@ from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
+from tests.processes import quick_workers
 from tests.tiny_base_model import tiny_base_model
+
+drawn_trials = cache(draw_trials)
 
 
 @pytest.fixture(scope="module")
 def trials():
-    return draw_trials("first", 1, 3, HELD_OUT_SEED, 16)
+    return drawn_trials("first", 1, 3, HELD_OUT_SEED, 16)
+
+
+@pytest.fixture(autouse=True)
+def _trials_drawn_once(monkeypatch):
+    """Trials are drawn in the simulator; the tests share them."""
+    monkeypatch.setattr(memory_trials, "draw_trials", drawn_trials)
 
 
 @pytest.fixture
@@ -94,7 +109,7 @@ def test_the_truth_hits_always_and_a_standing_picture_never(recall, monkeypatch)
         recalls=(recall,),
         horizons=(2,),
     )
-    trials = draw_trials(recall, 2, 4, HELD_OUT_SEED, 16)
+    trials = drawn_trials(recall, 2, 4, HELD_OUT_SEED, 16, 8, 0)
     models = {
         "truth": PixelModel(partial(true_future, trials)),
         "still": PixelModel(lambda last, instruction: np.repeat(last[None], 8, axis=0)),
@@ -290,7 +305,9 @@ def test_the_command_measures_and_draws(tmp_path, tiny_checkpoint, capsys):
 
 
 def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkeypatch):
-    monkeypatch.setattr(memory_config, "MANY_STEPS", 6)
+    monkeypatch.setattr(memory_config, "MANY_STEPS", 2)
+    monkeypatch.setattr(memory_cost, "NUM_BATCHED", 2)
+    monkeypatch.setattr(memory_cost, "EPISODE_CHUNKS", (1, 2))
     names = [name for name in FIGURES if not name.startswith("open_loop")]
     variants = ("none", "paper", "anchor_frame")
     rows = run(tmp_path / "a.json", tiny_checkpoint, names, variants=variants, num_episodes=1)
@@ -308,7 +325,7 @@ def test_every_other_figure_is_measured(tmp_path, tiny_checkpoint, quick, monkey
     assert told["distance_ratio_no_temp_lora"] == ["paper"]
     assert told["state_kb"] == ["paper"]
     steps = [r["num_inference_steps"] for r in rows if r["name"] == "fast_learning_time_overhead"]
-    assert steps == [6, 1]
+    assert steps == [2, 1]
     assert told["batch_16_cost_ratio"] == ["paper", "paper"]
 
 
@@ -339,34 +356,47 @@ def test_the_base_models_cost_is_measured_in_place_of_the_models_own(
 
 
 def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
-    tmp_path, tiny_checkpoint, looped_checkpoint, quick
+    tmp_path, tiny_checkpoint, looped_checkpoint, quick, monkeypatch
 ):
     """Ours after the loop, over the paper's before it, each as the closed loop measures it."""
-    sizes = {"num_episodes": 1, "no_loop_model": str(tiny_checkpoint)}
-    rows = run(tmp_path / "a.json", looped_checkpoint, ["distance_ratio_no_loop"], **sizes)
-    ratio = rows.pop()
-    looped, plain = (
-        run(
-            tmp_path / f"{variant}.json",
-            checkpoint,
-            ["closed_loop_distance_m"],
-            variants=(variant,),
-            num_episodes=1,
-        )
-        for checkpoint, variant in ((looped_checkpoint, "ours"), (tiny_checkpoint, "paper"))
-    )
-    told = ("name", "model", "variant", "value")
-    assert [[r[key] for key in told] for r in rows] == [
-        [r[key] for key in told] for r in (*looped, *plain)
-    ]
-    name = "closed_loop_distance_m"
-    (after,), (before,) = ([r for r in some if r["name"] == name] for some in (looped, plain))
-    assert ratio["value"] == pytest.approx(after["value"] / before["value"])
-    assert ratio["reference_model"] == str(tiny_checkpoint)
+    executed, real = [], memory_closed_loop._returns
+
+    def counted(name, variant, checkpoint, *arguments):
+        executed.append((name, checkpoint))
+        return real(name, variant, checkpoint, *arguments)
+
+    monkeypatch.setattr(memory_closed_loop, "_returns", counted)
+    looped, plain = str(looped_checkpoint), str(tiny_checkpoint)
+    sizes = {"num_episodes": 1, "no_loop_model": plain}
+    alone = run(tmp_path / "alone.json", looped, ["distance_ratio_no_loop"], **sizes)
+    assert executed == [("ours", looped), ("paper", plain)]
+    distance, ratio = "closed_loop_distance_m", "distance_ratio_no_loop"
+    executed.clear()
+    sizes["variants"] = ("none", "ours")
+    rows = run(tmp_path / "all.json", looped, [distance, ratio], **sizes)
+    # Each variant is executed once, although the ratio needs one of them too.
+    assert executed == [("none", looped), ("ours", looped), ("paper", plain)]
+    before = run(tmp_path / "b.json", plain, [distance], variants=("paper",), num_episodes=1)
+
+    def told(rows, variant):
+        keys = ("name", "model", "variant", "value")
+        return [[row[key] for key in keys] for row in rows if row["variant"] == variant]
+
+    pairs = [row for row in rows if "reference" not in row]
+    assert told(alone[:-1], "ours") == told(pairs, "ours")
+    assert told(alone[:-1], "paper") == told(rows, "paper") == told(before, "paper")
+    (found,) = (row for row in alone if row["name"] == ratio)
+    (after,) = (row for row in pairs if (row["name"], row["variant"]) == (distance, "ours"))
+    (reference,) = (row for row in before if row["name"] == distance)
+    assert found["value"] == pytest.approx(after["value"] / reference["value"])
+    assert found["reference_model"] == plain
 
 
-def test_workers_and_episodes_side_by_side_return_what_one_returns(tmp_path, looped_checkpoint):
+def test_workers_and_episodes_side_by_side_return_what_one_returns(
+    tmp_path, looped_checkpoint, monkeypatch
+):
     # Each memory learns what it learns wherever and after whichever episode it is played.
+    quick_workers(monkeypatch)
     names, found = ["closed_loop_distance_m"], []
     for setting in ({}, {"num_workers": 2}, {"num_envs": 2}):
         sizes = {"num_episodes": 2, "variants": ("ours",), "num_noise_draws": 1, **setting}
@@ -376,22 +406,6 @@ def test_workers_and_episodes_side_by_side_return_what_one_returns(tmp_path, loo
     for one, other in zip(found[0], found[2], strict=True):
         assert one[0] == other[0]
         assert other[1:] == pytest.approx(one[1:], abs=1e-4)
-
-
-def test_each_variant_is_executed_once(
-    tmp_path, tiny_checkpoint, looped_checkpoint, quick, monkeypatch
-):
-    executed, real = [], memory_closed_loop._returns
-
-    def counted(name, *arguments):
-        executed.append(name)
-        return real(name, *arguments)
-
-    monkeypatch.setattr(memory_closed_loop, "_returns", counted)
-    out, names = tmp_path / "a.json", ["closed_loop_distance_m", "distance_ratio_no_loop"]
-    sizes = {"num_episodes": 1, "no_loop_model": str(tiny_checkpoint)}
-    run(out, looped_checkpoint, names, variants=("none", "ours"), **sizes)
-    assert executed == ["none", "ours", "paper"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sfvgen_planner.evaluation.rollout import play
 from sfvgen_planner.evaluation.tabletop import ENV_ID, way_to_go_m
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
 from sfvgen_planner.world_model import tiny_world_model
+from tests.processes import quick_workers
 
 
 @pytest.fixture
@@ -85,11 +86,12 @@ def test_the_values_are_those_of_the_environment(tmp_path, config):
     assert found["success_rate", "expert"]["value"] > found["success_rate", "random"]["value"]
 
 
-def test_workers_find_what_one_process_finds(tmp_path, config):
+def test_workers_find_what_one_process_finds(tmp_path, config, monkeypatch):
+    quick_workers(monkeypatch)
     values = []
     for num_workers in (1, 2):
         out = tmp_path / f"{num_workers}.json"
-        spread = replace(config, methods=("random",), num_planned_episodes=4)
+        spread = replace(config, methods=("random",), num_planned_episodes=3)
         measure(out, replace(spread, num_workers=num_workers), FIGURES)
         values.append([(row["name"], row["value"], row["seeds"]) for row in rows_of(out)])
     assert values[0] == values[1]

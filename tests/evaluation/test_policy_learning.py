@@ -17,6 +17,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from tests.point_mass import PointMassEnv, PointMassWorldModel, locate
+from tests.processes import quick_workers
 from tests.reach import LINE, NUM_STEPS, LineHead, ReachEnv
 
 sb3 = pytest.importorskip("stable_baselines3")
@@ -167,7 +168,7 @@ def test_policies_of_both_worlds_are_saved_and_see_the_same(config, tmp_path, mo
 
 
 # SAC begins to learn after 100 steps.
-@pytest.mark.parametrize(("algorithm", "num_steps"), [("SAC", 120), ("PPO", 400)])
+@pytest.mark.parametrize(("algorithm", "num_steps"), [("SAC", 108), ("PPO", 200)])
 def test_training_can_be_repeated(config, algorithm, num_steps):
     config = replace(
         config, algorithm=algorithm, num_imagined_steps=num_steps, simulator_budgets=()
@@ -260,7 +261,8 @@ def test_an_interruption_is_one_message_and_keeps_what_was_measured(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_the_command_trains_in_the_real_simulator(tmp_path, tiny_checkpoint, capsys):
+def test_the_command_trains_in_the_real_simulator(tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    quick_workers(monkeypatch)
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     torch.manual_seed(0)
     OutcomeHead(4, 4, len(tiny_world_model().tokenizer), 8, 1).save_pretrained(

@@ -9,6 +9,7 @@ from sfvgen_policies import make_policy
 
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation import slow_learning
 from sfvgen_planner.evaluation.measure import measure
 from sfvgen_planner.evaluation.rollout import play
 from sfvgen_planner.evaluation.slow_learning import (
@@ -26,7 +27,9 @@ from sfvgen_planner.evaluation.statistics import (
 from sfvgen_planner.evaluation.tabletop import ENV_ID, locate_cube, project
 
 
-def test_every_figure_is_measured(tmp_path, tiny_checkpoint):
+def test_every_figure_is_measured(tmp_path, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(slow_learning, "MANY_STEPS", 3)
+    monkeypatch.setattr(slow_learning, "SAMPLER_STEPS", (1, 3))
     config = SlowLearningConfig.of(str(tiny_checkpoint), "cpu", num_episodes=1)
     without_head = [name for name, part in FIGURES.items() if part is not measure_outcomes]
     measure(tmp_path / "a.json", config, FIGURES, without_head)
@@ -36,6 +39,10 @@ def test_every_figure_is_measured(tmp_path, tiny_checkpoint):
     assert all(row["seeds"] == [100_000] for row in rows if row.get("policy") == "expert")
     told = [row["actions"] for row in rows if row["name"] == "counterfactual_error_px"]
     assert told == ["expert", "random", "adversarial"]
+    (steps,) = {row["many_steps"] for row in rows if row["name"] == "few_step_quality_ratio"}
+    assert steps == 3
+    sampled = [row for row in rows if row["name"] == "sampler_steps_psnr_db"]
+    assert {row["num_inference_steps"] for row in sampled} == {1, 3}
 
 
 def test_a_model_without_an_outcome_head_is_told(tmp_path, tiny_checkpoint):

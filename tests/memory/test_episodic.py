@@ -38,7 +38,7 @@ def model(new_model):
 def config(request):
     """Fast enough to leave a trace in one write."""
     if request.param == "paper":
-        return MemoryConfig(learning_rate=1e-2)
+        return MemoryConfig(learning_rate=1e-2, num_steps=2)
     return replace(MEMORY_VARIANTS["ours"], num_time_codes=3, learning_rate=0.1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 from sfvgen_policies import make_policy
@@ -79,11 +80,22 @@ def test_noise_is_in_proportion_to_the_speed_and_leaves_the_grip() -> None:
     assert quiet._disturbed(np.array([3.0, -0.5, 0, 1])).tolist() == [1, -0.5, 0, 1]
 
 
+def _blank(renderer: mujoco.Renderer) -> np.ndarray:
+    return np.zeros((renderer.height, renderer.width, 3), np.uint8)
+
+
 @pytest.mark.parametrize(("package", "env_id", "kwargs", "frame_skip", "num_seeds"), ROBOTS)
 def test_experts_do_what_random_actions_do_not(
-    package: str, env_id: str, kwargs: dict[str, Any], frame_skip: int, num_seeds: int
+    package: str,
+    env_id: str,
+    kwargs: dict[str, Any],
+    frame_skip: int,
+    num_seeds: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip(package)
+    # None of the policies looks at the pictures.
+    monkeypatch.setattr(mujoco.Renderer, "render", _blank)
     env = make_env(env_id, kwargs, frame_skip)
     rates = {}
     for name in ("expert", "random"):

@@ -1,9 +1,7 @@
-"""Runs of a small module, alone or (as a script) on several processes with DDP and FSDP."""
+"""Runs of a small module, alone or on two processes with DDP and FSDP."""
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
@@ -133,7 +131,8 @@ def tell(folder, did, accelerator):
     (folder / f"process-{accelerator.process_index}.json").write_text(json.dumps(did))
 
 
-def main(folder):
+def run_all(folder):
+    """All runs of one of two processes."""
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     assert accelerator.num_processes == 2
@@ -154,7 +153,3 @@ def main(folder):
     for name, is_sharded in [("ddp_world_model", False), ("fsdp_world_model", True)]:
         shard_on_cpu(accelerator, is_sharded)
         run_world_model(folder / name, accelerator)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import load_world_model
 from sfvgen_planner.world_model.sharding import prepare_plugin
 from sfvgen_planner.world_model.trainer import begin_training
+from tests.processes import run_on_two_processes
 from tests.world_model import sharded_runs
 
 FILES = ("model", "ema", "optimiser")
@@ -25,11 +23,7 @@ A_TENTH_OF_A_STEP = {"rtol": 1e-2, "atol": 1e-3}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharding")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [sharded_runs.__file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    run_on_two_processes(sharded_runs.run_all, folder)
     alone(folder / "alone")
     return folder
 

@@ -1,9 +1,7 @@
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import training_checkpoints
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.trainer import Evaluation, learning_rate_factor, train
+from tests.processes import run_on_two_processes
 
 
 class Regression(nn.Module):
@@ -77,48 +76,25 @@ def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name])
 
 
-INTERRUPTED = """
-import signal, sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-from torch import nn
-from sfvgen_planner.world_model.recipe import Optimisation
-from sfvgen_planner.world_model.trainer import train
+def train_until_one_is_interrupted(folder):
+    torch.set_num_threads(1)
+    process, calls = Accelerator(cpu=True, mixed_precision="no"), Counter()
+    assert process.num_processes == 2
 
-torch.set_num_threads(1)
-folder, process, calls = Path(sys.argv[1]), Accelerator(cpu=True, mixed_precision="no"), 0
-assert process.num_processes == 2
+    def interrupted(generator):
+        calls["draw"] += 1
+        if calls["draw"] == 13 and process.process_index == 1:
+            signal.raise_signal(signal.SIGINT)
+        return draw(generator)
 
-class Objective(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-    def forward(self, inputs):
-        return self.layer(inputs).square().mean()
-
-def draw(generator):
-    global calls
-    calls += 1
-    if calls == 13 and process.process_index == 1:
-        signal.raise_signal(signal.SIGINT)
-    return torch.ones(1, 1),
-
-settings = Optimisation(steps=1000, batch_size=1, learning_rate=0.1)
-try:
-    train(Objective(), draw, settings, folder, process, 0, "test")
-except KeyboardInterrupt as error:
-    (folder / f"process-{process.process_index}").write_text(str(error))
-"""
+    try:
+        run(folder, optimisation(steps=1000, checkpoint_every=1000), draw_batch=interrupted)
+    except KeyboardInterrupt as error:
+        (folder / f"process-{process.process_index}").write_text(str(error))
 
 
 def test_an_interrupt_of_one_process_stops_all_at_the_same_step(tmp_path):
-    (tmp_path / "run.py").write_text(INTERRUPTED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [f"{tmp_path}/run.py", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
-    assert run.returncode == 0, run.stderr
+    run_on_two_processes(train_until_one_is_interrupted, tmp_path)
     told = [(tmp_path / f"process-{index}").read_text() for index in (0, 1)]
     assert told == ["test stopped at step 20"] * 2
     assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-00000020"]

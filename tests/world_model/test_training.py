@@ -1,12 +1,9 @@
 """Recipes from the command line to a checkpoint folder."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
+import pytest
 from diffusers import LatteTransformer3DModel
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
@@ -15,6 +12,7 @@ from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.world_model import load_world_model, tiny_world_model
 from sfvgen_planner.world_model.data_facts import count_data
 from sfvgen_planner.world_model.frame_table import FrameTable
+from sfvgen_planner.world_model.slow_learning import SlowObjective
 from tests.training_recipes import RECIPE
 
 UNET = "unet: {block_out_channels: [32, 32], attention_head_dim: 8}"
@@ -40,9 +38,16 @@ def test_a_transformer_in_the_recipe_is_trained(store, capsys):
     assert isinstance(model.unet, LatteTransformer3DModel)
 
 
-def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
+@pytest.fixture(scope="module")
+def finished(store):
+    """The command of a run that it has finished."""
     arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
-    assert main(["train", *arguments, "--out", f"{store}/run"]) == 0
+    command = ["train", *arguments, "--out", f"{store}/run"]
+    assert main(command) == 0
+    return command
+
+
+def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store, finished):
     model = load_world_model(f"{store}/run/model")
     assert model.config.env_id == "sfvgen/TabletopReturn-v0"
     assert model.config.action_low == [-1.0] * 4
@@ -62,40 +67,35 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store):
     assert losses[-1]["step"] == 6
 
 
-def test_a_finished_run_is_not_begun_anew(store, monkeypatch):
+def test_a_finished_run_is_not_begun_anew(store, finished, monkeypatch):
     """The same command again writes the model again, and encodes nothing."""
-    arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
-    command = ["train", *arguments, "--out", f"{store}/finished"]
-    assert main(command) == 0
-    weights = (store / "finished/model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    file = store / "run/model/unet/diffusion_pytorch_model.safetensors"
+    weights = file.read_bytes()
+    file.unlink()
     monkeypatch.setattr(FrameTable, "encoded", None)
+    assert main(finished) == 0
+    assert file.read_bytes() == weights
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "10"))
+    command = ["train", "--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{store}/data"]
+    command += ["--out", f"{tmp_path}/run"]
+    calls, forward = [], SlowObjective.forward
+
+    def interrupted(objective, *fields):
+        calls.append("step")
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return forward(objective, *fields)
+
+    monkeypatch.setattr(SlowObjective, "forward", interrupted)
+    assert main(command) == 130
+    assert "goes on from here: sfvgen train" in capsys.readouterr().err
+    checkpoints = (tmp_path / "run").glob("world_model/checkpoint-*/state.json")
+    assert max(json.loads(path.read_text())["step"] for path in checkpoints) == 7
     assert main(command) == 0
-    again = store / "finished/model/unet/diffusion_pytorch_model.safetensors"
-    assert again.read_bytes() == weights
-
-
-def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", "100000"))
-    command = [sys.executable, "-m", "sfvgen_planner", "train", "--recipe"]
-    command += [f"{tmp_path}/recipe.yaml", "--data", f"{store}/data", "--out", f"{tmp_path}/run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "run").glob("world_model/checkpoint-*")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "goes on from here: sfvgen train" in errors
-    reached = max(
-        json.loads(path.read_text())["step"]
-        for path in (tmp_path / "run").glob("world_model/checkpoint-*/state.json")
-    )
-    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("STEPS", str(reached + 3)))
-    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "run/model/model_index.json").is_file()
     # Nothing was trained twice: the loop began where the interrupted one had stopped.
-    assert f"| {reached}/{reached + 3}" in finished.stderr
+    assert "| 7/10" in capsys.readouterr().err
+    assert len(calls) == 10
