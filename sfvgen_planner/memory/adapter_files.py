@@ -63,8 +63,18 @@ def trained_config(name_or_path: str | PathLike[str]) -> MemoryConfig | None:
 
 
 def trained_adapter(name_or_path: str | PathLike[str]) -> SavedAdapter | None:
-    """The memory in a checkpoint; None where it has none."""
-    folder = shipped_folder(name_or_path) / MEMORY_FOLDER
+    """The memory in a checkpoint; None where it has none.
+
+    Raises:
+        SfvgenError: There is no such checkpoint, its memory is broken, or it is a memory alone.
+    """
+    checkpoint = shipped_folder(name_or_path)
+    require(
+        not (checkpoint / _SETTINGS_FILE).is_file(),
+        f"{checkpoint} is one episode's memory, not a model; make a memory for its model, and let "
+        "load_pretrained read this one",
+    )
+    folder = checkpoint / MEMORY_FOLDER
     return read_adapter(folder) if folder.is_dir() else None
 
 

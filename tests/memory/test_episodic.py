@@ -194,6 +194,8 @@ def test_states_of_another_rank_or_broken_folders_are_refused(model, new_model, 
     with pytest.raises(SfvgenError, match="no readable memory"):
         memory.load_pretrained(tmp_path)
     memory.save_pretrained(tmp_path)
+    with pytest.raises(SfvgenError, match="one episode's memory, not a model"):
+        EpisodicMemory.from_pretrained(new_model(), tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(SfvgenError, match="no readable memory"):

@@ -238,6 +238,10 @@ def test_the_loop_teaches_the_model_to_remember(model, tmp_path):
         ({"memory": {"rank": -1}}, "rank"),
         ({"variant": "none", "memory": {}}, "no memory to train"),
         ({"variant": "none", "context": "anchor_frame"}, "leave them out"),
+        (
+            {"variant": "none", "context": "anchor_frame", "memory": {}, "change_weight": 1.0},
+            "leave them out",
+        ),
         ({"context": "anchor_frame"}, "set variant: none"),
         ({"context": "all"}, "must be one of recent, anchor_frame, long_context"),
         ({"recalls": {"(": 1.0}}, "regular expression"),

@@ -190,3 +190,39 @@ def test_gradients_reach_the_denoiser_and_the_text_encoder_but_not_the_autoencod
     assert {id(p) for p in objective.parameters()} == {
         id(p) for module in (model.unet, model.text_encoder) for p in module.parameters()
     }
+
+
+def test_cells_that_change_count_more_and_all_together_as_much(model):
+    """Against the formula, cell by cell; a window that stands still counts as ever."""
+    num_past, weight = 2, 3.0
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 4, 6, 4, 4, generator=generator)
+    latents[1] = latents[1, :, :1]
+    latents[2, :, :, 1:] = latents[2, :, :1, 1:]
+    batch = SlowBatch(
+        latents=latents,
+        num_past=num_past,
+        actions=torch.zeros(3, 4, 4),
+        token_ids=model.tokenize([""] * 3),
+        actions_given=torch.zeros(3),
+        context_given=torch.ones(3),
+        noise=torch.randn(latents.shape, generator=generator),
+        context_noise=torch.zeros(latents.shape),
+        timesteps=torch.tensor([300.0, 600.0, 900.0]),
+    )
+    objective = SlowObjective(model)
+    objective._denoise = lambda window, *conditions: torch.zeros_like(window)
+    errors, counted = objective.errors(batch, change_weight=weight)
+    plain, as_many = objective.errors(batch)
+    assert torch.equal(counted, as_many)
+    assert torch.allclose(errors[1], plain[1])
+    for sample in (0, 2):
+        future = latents[sample, :, num_past:]
+        change = (future - latents[sample, :, num_past - 1, None]).square().mean(dim=0)
+        weights = 1 + weight * change / change.mean()
+        weights = weights / weights.mean()
+        wanted = (batch.noise - latents)[sample, :, num_past:].square()
+        assert torch.allclose(errors[sample], (weights * wanted).sum(), rtol=1e-4)
+    # Three of four rows of cells stand still: they count a quarter.
+    assert change[:, 1:].abs().max() == 0
+    assert torch.allclose(weights[:, 1:], torch.tensor(1 / (1 + weight)))
