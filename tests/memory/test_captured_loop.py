@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.mark.parametrize("mixed_precision", [False, True])
 @pytest.mark.parametrize("writes", ["first order", "second order", "some of second order"])
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+@pytest.mark.parametrize("num_time_slots", [0, 2])
 def test_captured_losses_and_gradients_are_those_of_plain_steps(
-    denoiser, writes, mixed_precision, monkeypatch
+    num_time_slots, denoiser, writes, mixed_precision, monkeypatch
 ):
     # Where a gradient is next to nothing, the normalised rule makes steps of its rounding errors.
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
@@ -29,10 +30,15 @@ def test_captured_losses_and_gradients_are_those_of_plain_steps(
     autocast = partial(torch.autocast, "cuda", torch.bfloat16, mixed_precision)
     model = tiny_world_model(denoiser=denoiser).to("cuda")
     settings = recipe()
+    settings.memory.update(instruction_code=True, num_time_slots=num_time_slots)
     columns = {k: v.cuda() for k, v in vars(TABLE).items() if isinstance(v, torch.Tensor)}
     adapters = Adapters(model, settings.memory_config)
     objective = SlowFastObjective(
-        model, adapters, settings.memory_config, second_order=writes == "second order"
+        model,
+        adapters,
+        settings.memory_config,
+        second_order=writes == "second order",
+        change_weight=1.0 if num_time_slots else 0.0,
     )
     objective.to("cuda").requires_grad_(True)
     parameters = list(objective.parameters())

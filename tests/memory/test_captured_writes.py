@@ -14,6 +14,9 @@ CONFIGS = {
     "paper": MemoryConfig(rank=4, num_steps=2, learning_rate=1e-2),
     "conditioned": MemoryConfig(rank=4, num_steps=2, learning_rate=1e-2, conditioned=True),
     "ours": replace(MEMORY_VARIANTS["ours"], num_time_codes=3, instruction_code=True),
+    "table": replace(
+        MEMORY_VARIANTS["ours"], num_time_codes=3, instruction_code=True, num_time_slots=2
+    ),
 }
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TEXTS = ["return the red cube", "put the blue cube on the pad"]
