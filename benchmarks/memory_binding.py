@@ -47,13 +47,14 @@ HELD_OUT_SEED = 100_000
 BRIGHTNESS = 2.5
 DESIGNS: dict[str, dict[str, Any]] = {
     "adapters": {"memory": {"rank": 48}},
+    "large adapters": {"memory": {"rank": 144}},
     "table": {"memory": {"rank": 16, "num_time_slots": 8}},
     "table, change_weight 1": {
         "memory": {"rank": 16, "num_time_slots": 8},
         "change_weight": 1.0,
     },
 }
-"""What of a loop's recipe differs."""
+"""What of a loop's recipe differs. A table of 8 slots for 16 cells is as large as a rank of 128."""
 
 Recall = Literal["first", "previous"]
 RECALLS: tuple[Recall, ...] = ("first", "previous")
