@@ -48,6 +48,7 @@ BRIGHTNESS = 2.5
 DESIGNS: dict[str, dict[str, Any]] = {
     "adapters": {"memory": {"rank": 48}},
     "large adapters": {"memory": {"rank": 144}},
+    "large adapters, change_weight 1": {"memory": {"rank": 144}, "change_weight": 1.0},
     "table": {"memory": {"rank": 16, "num_time_slots": 8}},
     "table, change_weight 1": {
         "memory": {"rank": 16, "num_time_slots": 8},
