@@ -225,11 +225,8 @@ def loop_recipe(design: str, steps: int) -> LoopRecipe:
     )
 
 
-def trained(
-    design: str, steps: int, seed: int, run: Path
-) -> tuple[VideoWorldModel, SlowFastObjective]:
+def trained(recipe: LoopRecipe, seed: int, run: Path) -> tuple[VideoWorldModel, SlowFastObjective]:
     """The model and its memory after the loop; a stopped one goes on."""
-    recipe = loop_recipe(design, steps)
     (stage,) = recipe.stages
     config = recipe.training_config(stage)
     assert config is not None
@@ -242,7 +239,7 @@ def trained(
     batches = LoopBatches(table(episodes), model, recipe, stage)
     draw = RewrittenBatches(batches, objective, stage.second_order_writes, nullcontext)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    train(objective, draw, stage.optimisation, run, accelerator, seed, f"{design}, seed {seed}")
+    train(objective, draw, stage.optimisation, run, accelerator, seed, run.name)
     return model, objective.requires_grad_(False)
 
 
@@ -283,7 +280,7 @@ def measure(designs: list[str], steps: int, seeds: list[int], runs: Path) -> Ite
     for design in designs:
         recipe = loop_recipe(design, steps)
         for seed in seeds:
-            model, objective = trained(design, steps, seed, runs / f"{design}-{seed}")
+            model, objective = trained(recipe, seed, runs / f"{design}, seed {seed}")
             for recall in RECALLS:
                 for num_moves in range(2, MOST_MOVES + 1):
                     chosen = [

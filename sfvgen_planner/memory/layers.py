@@ -113,8 +113,7 @@ class LayerCodes:
         opened = by_slot[:, placed.chunks % by_slot.shape[1]]
         told = states.to(by_slot.dtype) @ self._stacked(_INSTRUCTION_GATES, self._layers)
         each = told.shape[1] // opened.shape[1]
-        gates = _TABLE_SCALE * (opened.repeat_interleave(each, dim=1) + told)
-        return gates.to(by_slot.dtype).unbind()
+        return (_TABLE_SCALE * (opened.repeat_interleave(each, dim=1) + told)).unbind()
 
     def _codes(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, Tensor]:
         """W and C `(layers, groups, 1, 1, 1, r)` for instructions `(samples, text size)`."""
