@@ -197,7 +197,7 @@ class Adapters:
         """
         if self._codes is not None:
             # A graph must not outlive its step.
-            self._codes.of_layer = self._codes.gates = None
+            self._codes.clear()
         for name, layer in self._layers.items():
             if fast is None:
                 layer.place(None, None, None)

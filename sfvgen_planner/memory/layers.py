@@ -25,14 +25,17 @@ ADAPTER = "default"
 """PEFT's name of the adapter."""
 TIME_CODES = ("lora_time_scale", "lora_time_shift")
 _INSTRUCTION_CODES = ("lora_instruction_scale", "lora_instruction_shift")
-_SLOT_GATES, _INSTRUCTION_GATES = "lora_slot_gates", "lora_instruction_gates"
+_SLOT_GATES = "lora_slot_gates"
+_INSTRUCTION_GATES = ("lora_instruction_gates", "lora_age_gates")
+_CHANNEL_CODE = "lora_channel_code"
 _TABLE = "lora_table"
 _CODES = (
     "lora_position_code",
     *TIME_CODES,
     *_INSTRUCTION_CODES,
     _SLOT_GATES,
-    _INSTRUCTION_GATES,
+    *_INSTRUCTION_GATES,
+    _CHANNEL_CODE,
     _TABLE,
 )
 # At more a first write overshoots, for it changes the adapters too.
@@ -51,17 +54,21 @@ class LayerCodes:
             other times.
         gates: for each layer how far each sample opens the slots of its memory's table,
             `(samples, slots)`; None where there are no tables, and at other times.
+        channels: for each layer how much each sample attends to the channels of what it reads
+            there, `1 + U`, `(samples, 1, out)`; None as the gates.
     """
 
     of_layer: list[tuple[Tensor, Tensor]] | None = None
     gates: tuple[Tensor, ...] | None = None
+    channels: list[Tensor] | None = None
 
     def __init__(self, layers: list["MemoryLinear"]) -> None:
-        by_cells: dict[int, list[MemoryLinear]] = {}
+        by_size: dict[tuple[int, int], list[MemoryLinear]] = {}
         for layer in layers:
-            by_cells.setdefault(_num_cells(layer), []).append(layer)
-        self._resolutions = list(by_cells.values())
-        self._layers = [layer for same in self._resolutions for layer in same]
+            size = (_num_cells(layer), layer.get_base_layer().out_features)
+            by_size.setdefault(size, []).append(layer)
+        self._sizes = list(by_size.values())
+        self._layers = [layer for same in self._sizes for layer in same]
         for index, layer in enumerate(self._layers):
             layer.codes, layer.code_index = self, index
         self._tables: dict[Hashable, Tensor] = {}
@@ -70,8 +77,12 @@ class LayerCodes:
         """Stack the layers' codes once, for good; the layers keep their shares of the stacks."""
         parts: list[tuple[str, list[MemoryLinear]]] = [
             *((name, self._layers) for name in (*TIME_CODES, *_INSTRUCTION_CODES)),
-            *((name, self._layers) for name in (_SLOT_GATES, _INSTRUCTION_GATES)),
-            *(("lora_position_code", same) for same in self._resolutions),
+            *((name, self._layers) for name in (_SLOT_GATES, *_INSTRUCTION_GATES)),
+            *(
+                (name, same)
+                for name in ("lora_position_code", _CHANNEL_CODE)
+                for same in self._sizes
+            ),
         ]
         for name, layers in parts:
             if ADAPTER in getattr(layers[0], name):
@@ -90,7 +101,7 @@ class LayerCodes:
             scales, shifts = self._codes(states, placed)
             scales = 1 + scales
             biases: list[Tensor] = []
-            for layers in self._resolutions:
+            for layers in self._sizes:
                 share = slice(len(biases), len(biases) + len(layers))
                 bias = shifts[share]
                 if ADAPTER in layers[0].lora_position_code:
@@ -100,20 +111,41 @@ class LayerCodes:
             self.of_layer = list(zip(scales.unbind(), biases, strict=True))
             if placed.fast_table is not None:
                 self.gates = self._slot_gates(states, placed)
+                self.channels = [
+                    channels
+                    for layers in self._sizes
+                    for channels in 1 + self._heard(states, _CHANNEL_CODE, layers)[:, :, None]
+                ]
 
     def forget(self, unet: nn.Module, args: Any, output: Any) -> None:
         """Afterwards; but gradient checkpointing computes layers anew while memories are placed."""
         if not torch.is_grad_enabled():
-            self.of_layer = self.gates = None
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget the batch."""
+        self.of_layer = self.gates = self.channels = None
 
     def _slot_gates(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, ...]:
-        """How far the chunk indices and the instructions open the slots, for each layer."""
+        """How far the chunk indices and the instructions open the slots, for each layer.
+
+        An instruction opens slots by their number, and by how long ago they were written.
+        """
         by_slot = self._stacked(_SLOT_GATES, self._layers)
         assert placed.chunks is not None
-        opened = by_slot[:, placed.chunks % by_slot.shape[1]]
-        told = states.to(by_slot.dtype) @ self._stacked(_INSTRUCTION_GATES, self._layers)
-        each = told.shape[1] // opened.shape[1]
+        slots = by_slot.shape[1]
+        opened = by_slot[:, placed.chunks % slots]
+        told, by_age = (self._heard(states, name, self._layers) for name in _INSTRUCTION_GATES)
+        each = len(states) // len(placed.chunks)
+        ages = (placed.chunks[:, None] - 1 - torch.arange(slots, device=states.device)) % slots
+        told = told + by_age.gather(2, ages.repeat_interleave(each, dim=0).expand_as(by_age))
         return (_TABLE_SCALE * (opened.repeat_interleave(each, dim=1) + told)).unbind()
+
+    def _heard(self, states: Tensor, name: str, layers: list["MemoryLinear"]) -> Tensor:
+        """What these layers' matrices of this name make of instructions, `(layers, samples, n)`."""
+        matrices = self._stacked(name, layers)
+        # The product of an autocast may be of another precision.
+        return (states.to(matrices.dtype) @ matrices).to(matrices.dtype)
 
     def _codes(self, states: Tensor, placed: "MemoryLinear") -> tuple[Tensor, Tensor]:
         """W and C `(layers, groups, 1, 1, 1, r)` for instructions `(samples, text size)`."""
@@ -125,8 +157,7 @@ class LayerCodes:
                 assert placed.chunks is not None
                 code = table[:, placed.chunks.clamp(max=table.shape[1] - 1)]
             if ADAPTER in placed.lora_instruction_scale:
-                matrices = self._stacked(instruction, self._layers)
-                told = (states.to(matrices.dtype) @ matrices).to(matrices.dtype)
+                told = self._heard(states, instruction, self._layers)
                 if code is not None:
                     told = told + code.repeat_interleave(told.shape[1] // code.shape[1], dim=1)
                 code = told
@@ -194,10 +225,11 @@ class MemoryLayer(LoraLayer):
 
 
 class MemoryLinear(LoraLinear, MemoryLayer):
-    """A linear layer with `B_n ((A h + P[cell]) * (1 + W) + C) + sum_s G[s] T_n[s, cell]`.
+    """A linear layer that reads memory n beside its own product.
 
-    That is for memory n; W, C and the gates G are the sums of what its chunk index and the sample's
-    instruction give them.
+    It adds `B_n ((A h + P[cell]) * (1 + W) + C) + (1 + U) * sum_s G[s] T_n[s, cell]`; W, C and the
+    gates G are the sums of what the memory's chunk index and the sample's instruction give them,
+    and U is what the instruction gives each channel.
 
     Attributes:
         codes: W and C of all layers, or None where there are none.
@@ -238,9 +270,12 @@ class MemoryLinear(LoraLinear, MemoryLayer):
         """What the open slots hold of each row's cell, `(rows, 1, out)`."""
         assert self.codes is not None
         assert self.codes.gates is not None
+        assert self.codes.channels is not None
         gates = self.codes.gates[self.code_index].unflatten(0, (len(table), -1))
         read = torch.bmm(gates.to(like.dtype), table.flatten(2).to(like.dtype))
-        return read.reshape(-1, 1, like.shape[-1])
+        channels = self.codes.channels[self.code_index].to(like.dtype)
+        read = read.view(len(channels), *table.shape[2:]) * channels
+        return read.view(-1, 1, like.shape[-1])
 
 
 class MemoryConv3d(LoraConv3d, MemoryLayer):
@@ -335,7 +370,9 @@ def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
             tables[name] = torch.zeros(config.text_size, memory.rank)
     if slots := memory.num_time_slots:
         tables[_SLOT_GATES] = torch.eye(slots)
-        tables[_INSTRUCTION_GATES] = torch.zeros(config.text_size, slots)
-        num_cells = module.get_base_layer().num_cells
-        tables[_TABLE] = torch.zeros(slots, num_cells, module.get_base_layer().out_features)
+        for name in _INSTRUCTION_GATES:
+            tables[name] = torch.zeros(config.text_size, slots)
+        base = module.get_base_layer()
+        tables[_CHANNEL_CODE] = torch.zeros(config.text_size, base.out_features)
+        tables[_TABLE] = torch.zeros(slots, base.num_cells, base.out_features)
     return {name: table.to(weight) for name, table in tables.items()}

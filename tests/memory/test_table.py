@@ -1,5 +1,6 @@
 """A memory's table of what stood where and when."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -35,16 +36,22 @@ class OneLayer(nn.Module):
 
 
 def test_a_cell_reads_the_slots_that_chunk_and_instruction_open():
-    """2 sum_s (G[chunk % slots, s] + heard V[s]) T[memory, s, cell], beside the adapter's part."""
+    """The table's part beside the adapter's, with slots of which the last written has age 0:
+
+    2 (1 + heard U) sum_s (G[chunk % slots, s] + heard V[s] + heard R[age of s]) T[memory, s, cell]
+    """
     torch.manual_seed(0)
     settings = peft_config(None, MemoryConfig(rank=3, target_modules="layer"))
-    settings.memory, settings.text_size = replace(CONFIG, target_modules="layer"), 7
+    config = replace(CONFIG, target_modules="layer", num_time_slots=3)
+    settings.memory, settings.text_size = config, 7
     adapted = get_peft_model(OneLayer(), settings)
     for parameter in adapted.parameters():
         nn.init.normal_(parameter)
     layer = adapted.base_model.model.layer
-    chunks = [1, 4, 7]
-    b, table, heard = torch.randn(3, 6, 3), torch.randn(3, 2, 2, 6), torch.randn(6, 7)
+    chunks = [1, 5, 9]
+    # The last written slots are 0 (chunk 0), 1 (chunk 4) and 2 (chunk 8).
+    ages = [[0, 2, 1], [1, 0, 2], [2, 1, 0]]
+    b, table, heard = torch.randn(3, 6, 3), torch.randn(3, 3, 2, 6), torch.randn(6, 7)
     # 3 memories of 2 samples of 2 cells, 4 frames.
     x = torch.randn(12, 4, 5)
     codes = LayerCodes([layer])
@@ -58,9 +65,11 @@ def test_a_cell_reads_the_slots_that_chunk_and_instruction_open():
     gates = layer.lora_slot_gates["default"]
     for row in range(12):
         memory, sample, cell = row // 4, row // 2, row % 2
-        opened = gates[chunks[memory] % 2] + heard[sample] @ layer.lora_instruction_gates["default"]
-        wanted = 2 * opened @ table[memory, :, cell]
-        assert torch.allclose(read[row], wanted.expand(4, 6), atol=1e-4)
+        opened = gates[chunks[memory] % 3] + heard[sample] @ layer.lora_instruction_gates["default"]
+        opened = opened + (heard[sample] @ layer.lora_age_gates["default"])[ages[memory]]
+        channels = 1 + heard[sample] @ layer.lora_channel_code["default"]
+        wanted = 2 * channels * (opened @ table[memory, :, cell])
+        assert torch.allclose(read[row], wanted.expand(4, 6), atol=1e-3)
 
 
 def tables(memory):
@@ -149,8 +158,8 @@ def test_a_table_needs_the_other_codes(changes):
 
 
 @pytest.mark.parametrize("second_order_writes", [0, 1])
-def test_the_loop_learns_which_slots_to_open(second_order_writes):
-    """Gates of the instruction are zero at first: only a loss under the memory moves them."""
+def test_the_loop_learns_what_to_read(second_order_writes):
+    """What instructions open is zero at first: only a loss under the memory moves it."""
     settings = recipe(
         memory={"rank": 2, "num_time_slots": 2, "instruction_code": True, "num_noise_draws": 1},
         stage={"num_memories": 2, "second_order_writes": second_order_writes},
@@ -167,7 +176,7 @@ def test_the_loop_learns_which_slots_to_open(second_order_writes):
     gradients = {
         name: parameter.grad
         for name, parameter in model.unet.named_parameters()
-        if "lora_instruction_gates" in name or "lora_table" in name
+        if re.search("lora_(instruction_gates|age_gates|channel_code|table)", name)
     }
-    assert len(gradients) >= 8
+    assert len(gradients) >= 16
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
