@@ -44,7 +44,7 @@ class MemoryConfig:
             chooses which of the places that a memory holds is read.
         num_time_slots: Beside the adapters each memory has a table of what stood where and when,
             with an entry for each slot and cell: a chunk is written into its own slot, in turn, and
-            the chunk and the instruction open the slots that are read. 0 for no table.
+            the chunk and the instruction choose what of which slots is read. 0 for no table.
         rule: "adam" learns both factors of the adapters with Adam, started anew in each write;
             "normalised" learns only B, by `B -= learning_rate * g / rms(g)` per tensor.
         learning_rate: The rule's step size (paper: Adam, 1e-4).
