@@ -17,6 +17,9 @@ from sfvgen_envs.tabletop_scene import CUBE_COLOURS, CUBE_HALF_EDGE, PAD_COLOURS
 
 Recall = Literal["none", "first", "previous"]
 RECALLS: tuple[str, ...] = get_args(Recall)
+LEAST_MOVES: dict[Recall, int] = {"none": 1, "first": 1, "previous": 2}
+"""Moves that an episode needs before its recall."""
+MOST_MOVES = 8
 
 PLACE_HALF_EXTENT = np.array([0.19, 0.15])
 """Cubes start and are asked to stand within this distance of the table's centre, per axis [m]."""
@@ -126,19 +129,29 @@ def draw_episode(
     num_cubes: int,
     num_moves: int,
     recall: Recall,
-    num_moves_before: int = 0,
+    num_moves_before: int | None = 0,
 ) -> EpisodePlan:
     """Draw a layout and its instructions.
 
     With a recall, the recalled cube makes the first move after ``num_moves_before`` moves of other
-    cubes. ``"first"``: later moves choose any cube, the recalled one included. ``"previous"``: the
-    recalled cube moves exactly once more (every time if it is the only cube), so its first,
-    previous and last place all differ.
+    cubes, None for as many as are drawn from 0 to ``most_moves_before``. ``"first"``: later moves
+    choose any cube, the recalled one included. ``"previous"``: the recalled cube moves exactly once
+    more (every time if it is the only cube), so its first, previous and last place all differ.
     """
+    if num_moves_before is None:
+        most = most_moves_before(num_cubes, num_moves, recall)
+        num_moves_before = int(rng.integers(most + 1))
     while True:  # a layout can leave no room for a move; then a new one is drawn
         plan = _try_episode(rng, num_cubes, num_moves, recall, num_moves_before)
         if plan is not None:
             return plan
+
+
+def most_moves_before(num_cubes: int, num_moves: int, recall: Recall) -> int:
+    """How many of the moves can be made by other cubes before the recalled one first moves."""
+    if recall == "none" or num_cubes == 1:
+        return 0
+    return num_moves - LEAST_MOVES[recall]
 
 
 def _try_episode(

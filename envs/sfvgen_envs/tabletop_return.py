@@ -11,12 +11,15 @@ import numpy as np
 
 from sfvgen_envs.rendering import RENDER_QUALITIES, Camera, RenderQuality
 from sfvgen_envs.tabletop_instructions import (
+    LEAST_MOVES,
+    MOST_MOVES,
     NUM_PADS,
     RECALLS,
     EpisodePlan,
     Instruction,
     Recall,
     draw_episode,
+    most_moves_before,
 )
 from sfvgen_envs.tabletop_scene import (
     CUBE_COLOURS,
@@ -111,7 +114,8 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
             two moves, which is also its default at level 1).
         num_cubes: 1 to 4, overrides the level.
         num_moves: 1 to 8 moves before the recall, overrides the level.
-        num_moves_before: how many of these are of other cubes, before the recalled one first moves.
+        num_moves_before: how many of these are of other cubes, before the recalled one first moves;
+            None draws it for each episode, evenly from 0 to the most that there can be.
         steps_per_instruction: step budget of one instruction.
         image_size: height and width of the observed image in pixels, one number or a pair.
         render_size: likewise for :meth:`render`; the size of the observed image by default.
@@ -135,7 +139,7 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         recall: Recall = "first",
         num_cubes: int | None = None,
         num_moves: int | None = None,
-        num_moves_before: int = 0,
+        num_moves_before: int | None = 0,
         steps_per_instruction: int = 32,
         image_size: int | tuple[int, int] = 64,
         render_size: int | tuple[int, int] | None = None,
@@ -146,22 +150,24 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         _check_choice("render_quality", render_quality, RENDER_QUALITIES)
         _check_choice("render_mode", render_mode, (None, "rgb_array"))
         _check_range("level", level, 1, len(CUBE_COLOURS))
-        least_moves = 2 if recall == "previous" else 1
+        least_moves = LEAST_MOVES[recall]
         num_cubes = level if num_cubes is None else num_cubes
         num_moves = max(level, least_moves) if num_moves is None else num_moves
         _check_range("num_cubes", num_cubes, 1, len(CUBE_COLOURS))
-        _check_range("num_moves", num_moves, 1, 8)
+        _check_range("num_moves", num_moves, 1, MOST_MOVES)
         if num_moves < least_moves:
             raise ValueError(
                 "recall='previous' asks for a cube that moved twice, but num_moves is 1; use "
                 "num_moves=2 or more, or recall='first'."
             )
-        most_before = 0 if recall == "none" or num_cubes == 1 else num_moves - least_moves
-        if not 0 <= num_moves_before <= most_before:
-            raise ValueError(
-                f"num_moves_before must be from 0 to {most_before} with recall={recall!r}, "
-                f"num_cubes={num_cubes} and num_moves={num_moves}, got {num_moves_before!r}."
-            )
+        most_before = most_moves_before(num_cubes, num_moves, recall)
+        if num_moves_before is not None:
+            _check_range("num_moves_before", num_moves_before, 0, MOST_MOVES)
+            if num_moves_before > most_before:
+                raise ValueError(
+                    f"num_moves_before must be from 0 to {most_before} with recall={recall!r}, "
+                    f"num_cubes={num_cubes} and num_moves={num_moves}, got {num_moves_before}."
+                )
         _check_range("steps_per_instruction", steps_per_instruction, 1, 10_000)
         image_size = _as_size("image_size", image_size)
         render_size = image_size if render_size is None else _as_size("render_size", render_size)

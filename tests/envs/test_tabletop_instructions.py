@@ -81,6 +81,24 @@ def test_other_cubes_can_move_before_the_recalled_one(
             assert movers.count(recalled) == 2
 
 
+@pytest.mark.parametrize(("recall", "most"), [("first", 3), ("previous", 2)])
+def test_how_many_cubes_move_before_the_recalled_one_is_drawn_evenly(
+    recall: Recall, most: int
+) -> None:
+    numbers = []
+    for seed in range(400):
+        plan = draw_episode(np.random.default_rng(seed), 3, 4, recall, num_moves_before=None)
+        *movers, recalled = (instruction.cube for instruction in plan.instructions)
+        numbers.append(movers.index(recalled))
+    # With p = 1 / 4, 400 draws give 100 +- 9 (one standard deviation); with 1 / 3, 133 +- 9.
+    np.testing.assert_allclose(np.bincount(numbers), 400 / (most + 1), atol=36)
+
+
+def test_no_cube_moves_before_the_recalled_one_where_there_is_no_other() -> None:
+    plan = draw_episode(np.random.default_rng(0), 1, 3, "first", num_moves_before=None)
+    assert len({instruction.cube for instruction in plan.instructions}) == 1
+
+
 def test_first_recalls_include_cubes_that_moved_twice() -> None:
     moves = [
         sum(move.cube == plan.instructions[-1].cube for move in plan.instructions[:-1])
