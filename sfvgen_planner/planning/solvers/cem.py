@@ -18,6 +18,7 @@ from sfvgen_planner.planning.solvers.common import (
     check_counts,
     check_spreads,
     evaluate,
+    lowest_costs,
     make_generators,
     solutions,
     standard_normal,
@@ -106,38 +107,48 @@ class CEM(BatchSolver):
     ) -> list[Solution]:
         """Minimise the cost of each environment; see :class:`BatchSolver`."""
         config = self.config
-        bounds = Bounds(action_space, horizon)
+        bounds = Bounds.of(action_space, horizon)
         generators = make_generators(seeds)
         mean = bounds.start(len(seeds), initial_means)
         std = config.initial_std * bounds.scale.expand_as(mean)
         min_std = config.min_std * bounds.scale
-        rows = torch.arange(len(seeds))[:, None]
-        elites = mean.new_empty(len(seeds), 0, *mean.shape[1:])
+        elites = mean.new_empty(len(seeds), 0, mean[0].numel())
         elite_costs = torch.empty(len(seeds), 0, dtype=torch.float64)
         best_costs = []
         num_evaluations = 0
         for iteration in range(config.num_iterations):
-            shape = (config.population(iteration), *mean.shape[1:])
-            noise = coloured(standard_normal(shape, generators), config.noise_beta)
+            num_samples = config.population(iteration)
+            noise = _noise((num_samples, *mean.shape[1:]), generators, config.noise_beta)
             candidates = bounds.around(mean, std, noise)
             costs = evaluate(cost_fn, candidates, config.max_batch_size)
-            num_evaluations += shape[0]
-            candidates = torch.cat([candidates, elites[:, : config.num_kept_elites]], dim=1)
-            costs = torch.cat([costs, elite_costs[:, : config.num_kept_elites]], dim=1)
+            num_evaluations += num_samples
+            kept = slice(config.num_kept_elites)
+            pool = torch.cat([candidates.flatten(2), elites[:, kept]], dim=1)
+            costs = torch.cat([costs, elite_costs[:, kept]], dim=1)
             elite_costs, order = costs.topk(config.num_elites, dim=1, largest=False)
-            elites = candidates[rows, order]
+            best_costs.append(lowest_costs(elite_costs))
+            elites = pool.gather(1, order[:, :, None].expand(-1, -1, pool.shape[2]))
             # An iteration with few finite costs refits to those alone.
-            weights = torch.isfinite(elite_costs).to(mean)
+            weights = (elite_costs < torch.inf).to(mean)
             weights = (weights / weights.sum(dim=1, keepdim=True))[:, None]
-            flat = elites.flatten(2)
-            fitted = weights @ flat
-            spread = (weights @ (flat - fitted).square()).sqrt().view_as(mean)
+            fitted = weights @ elites
+            spread = (weights @ (elites - fitted).square()).sqrt().view_as(mean)
             # The mean of clamped candidates may leave the box by a rounding error.
             mean = bounds.clamp(torch.lerp(fitted.view_as(mean), mean, config.momentum))
             std = torch.lerp(spread, std, config.momentum).maximum(min_std)
-            best_costs.append(elite_costs[:, 0])
-        actions = elites[:, 0] if config.return_best else mean
+        actions = elites[:, 0].view_as(mean) if config.return_best else mean
         return solutions(actions, std, best_costs, num_evaluations)
+
+
+def _noise(
+    shape: tuple[int, int, int], generators: Sequence[torch.Generator], beta: float
+) -> torch.Tensor:
+    """Unit noise ``(E, N, T, A)``, coloured along T."""
+    if beta == 0:
+        return standard_normal(shape, generators)
+    # Drawn with T last, it needs no copy to be multiplied along T.
+    num_samples, horizon, size = shape
+    return coloured(standard_normal((num_samples, size, horizon), generators).mT, beta)
 
 
 def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
@@ -148,7 +159,7 @@ def coloured(white: torch.Tensor, beta: float) -> torch.Tensor:
     """
     if beta == 0:
         return white
-    return (white.mT @ _filter(white.shape[-2], beta).T).mT.contiguous()
+    return (white.mT @ _filter(white.shape[-2], beta).T).mT
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,17 +128,19 @@ class Bounds:
     sequence are several times faster to apply to many than those of one action.
     """
 
-    def __init__(self, space: gym.spaces.Box, horizon: int) -> None:
-        require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise SfvgenError(f"Solvers need a Box of the shape (A,), got {space}")
-        low, high = (
-            torch.from_numpy(limit).repeat(horizon, 1) for limit in _single_precision(space)
-        )
+    def __init__(self, low: torch.Tensor, high: torch.Tensor) -> None:
         self.low, self.high = low, high
         self.bounded = torch.isfinite(high - low) & (high > low)
         self.scale = torch.where(self.bounded, (high - low) / 2, 1.0)
         self.middle = self.clamp(torch.where(self.bounded, (high + low) / 2, 0.0))
+
+    @classmethod
+    def of(cls, space: gym.spaces.Box, horizon: int) -> Bounds:
+        """Those of ``horizon`` actions; the same object for the same numbers, not to be changed."""
+        require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise SfvgenError(f"Solvers need a Box of the shape (A,), got {space}")
+        return _bounds(tuple(space.low.tolist()), tuple(space.high.tolist()), horizon)
 
     def clamp(self, actions: torch.Tensor) -> torch.Tensor:
         """The nearest sequences ``(..., T, A)`` within the box."""
@@ -161,9 +165,11 @@ class Bounds:
         Args:
             mean: ``(E, T, A)``.
             std: broadcasts with it.
-            noise: ``(E, N, T, A)``, which is used up.
+            noise: ``(E, N, T, A)``.
         """
-        candidates = self.clamp(noise.mul_(std.expand_as(mean)[:, None]).add_(mean[:, None]))
+        candidates = noise.new_empty(noise.shape)
+        torch.addcmul(mean[:, None], noise, std.expand_as(mean)[:, None], out=candidates)
+        candidates.clamp_(self.low, self.high)
         candidates[:, 0] = mean
         return candidates
 
@@ -178,12 +184,13 @@ class Bounds:
         return self.clamp(noise.mul_(self.scale).add_(self.middle))
 
 
-def _single_precision(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """A box's limits as float32, rounded to its inside."""
-    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    low = np.where(low < space.low, np.nextafter(low, np.float32(np.inf)), low)
-    high = np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
-    return low, high
+@functools.lru_cache(maxsize=64)
+def _bounds(lowest: tuple[float, ...], highest: tuple[float, ...], horizon: int) -> Bounds:
+    """The box of these limits as float32, rounded to its inside."""
+    low, high = np.array(lowest, np.float32), np.array(highest, np.float32)
+    low = np.where(low < lowest, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > highest, np.nextafter(high, np.float32(-np.inf)), high)
+    return Bounds(*(torch.from_numpy(limit).repeat(horizon, 1) for limit in (low, high)))
 
 
 def pieces(candidates: torch.Tensor, max_batch_size: int | None) -> tuple[torch.Tensor, ...]:
@@ -195,32 +202,30 @@ def pieces(candidates: torch.Tensor, max_batch_size: int | None) -> tuple[torch.
 def evaluate(
     cost_fn: BatchCostFunction, candidates: torch.Tensor, max_batch_size: int | None
 ) -> torch.Tensor:
-    """Costs ``(E, N)`` of candidates ``(E, N, T, A)``, ranked; see :func:`ranked`.
-
-    Raises:
-        SfvgenError: where no candidate of an environment has a finite cost.
-    """
+    """Costs ``(E, N)`` of candidates ``(E, N, T, A)``, ranked; see :func:`ranked`."""
     costs = []
     for piece in pieces(candidates, max_batch_size):
         costs.append(torch.as_tensor(cost_fn(piece)))
         check_costs(costs[-1], piece.shape[:2])
-    found = ranked(costs[0] if len(costs) == 1 else torch.cat(costs, dim=1))
-    check_finite(found.amin(dim=1))
-    return found
+    return ranked(costs[0] if len(costs) == 1 else torch.cat(costs, dim=1))
 
 
 def ranked(costs: torch.Tensor) -> torch.Tensor:
     """Costs ``(E, N)`` on the CPU, float64, with whatever is not finite ranking last."""
     # Double precision, because costs may differ by little of their size.
-    costs = costs.detach().cpu().double()
-    return torch.where(torch.isfinite(costs), costs, torch.inf)
+    costs = costs.detach().to("cpu", torch.float64)
+    return costs.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
 
 
-def check_finite(lowest: torch.Tensor) -> None:
-    """Refuse to go on where the lowest cost ``(E,)`` of an environment is none."""
-    require(
-        bool(torch.isfinite(lowest).all()), "no candidate has a finite cost; check the objective"
-    )
+def lowest_costs(costs: torch.Tensor) -> list[float]:
+    """Each environment's lowest cost, of ranked ones ``(E, N)`` with the lowest first.
+
+    Raises:
+        SfvgenError: where that is not finite.
+    """
+    lowest: list[float] = costs[:, 0].tolist()
+    require(all(map(math.isfinite, lowest)), "no candidate has a finite cost; check the objective")
+    return lowest
 
 
 def check_costs(costs: torch.Tensor, shape: torch.Size) -> None:
@@ -242,7 +247,7 @@ def spread(candidates: torch.Tensor) -> torch.Tensor:
 def solutions(
     actions: torch.Tensor,
     stds: torch.Tensor,
-    best_costs: Sequence[torch.Tensor],
+    best_costs: Sequence[Sequence[float]],
     num_evaluations: int,
 ) -> list[Solution]:
     """Each environment's own solution.
@@ -250,12 +255,12 @@ def solutions(
     Args:
         actions: ``(E, T, A)``.
         stds: ``(E, T, A)``.
-        best_costs: of each iteration, ``(E,)``.
+        best_costs: of each iteration, E.
         num_evaluations: of each environment.
     """
-    histories = torch.stack(list(best_costs), dim=1).tolist()
+    histories = zip(*best_costs, strict=True)
     return [
-        Solution(own, std, tuple(history), num_evaluations)
+        Solution(own, std, history, num_evaluations)
         for own, std, history in zip(actions, stds, histories, strict=True)
     ]
 

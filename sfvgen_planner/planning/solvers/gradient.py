@@ -16,8 +16,8 @@ from sfvgen_planner.planning.solvers.common import (
     Solution,
     check_costs,
     check_counts,
-    check_finite,
     check_spreads,
+    lowest_costs,
     make_generators,
     pieces,
     ranked,
@@ -84,7 +84,7 @@ class Gradient(BatchSolver):
             SfvgenError: also where the costs carry no gradient.
         """
         config = self.config
-        bounds = Bounds(action_space, horizon)
+        bounds = Bounds.of(action_space, horizon)
         start = bounds.start(len(seeds), initial_means)
         noise = standard_normal((config.num_samples, *start.shape[1:]), make_generators(seeds))
         candidates = bounds.around(start, config.initial_std * bounds.scale, noise)
@@ -97,7 +97,7 @@ class Gradient(BatchSolver):
         for _ in range(config.num_iterations):
             costs, gradients = self._gradients(cost_fn, candidates)
             lowest, index = costs.min(dim=1)
-            best_costs.append(lowest)
+            best_costs.append(lowest.tolist())
             is_better = (lowest < best_cost)[:, None, None]
             best = torch.where(is_better, candidates[rows, index], best)
             best_cost = best_cost.minimum(lowest)
@@ -105,7 +105,7 @@ class Gradient(BatchSolver):
             optimiser.step()
             candidates = bounds.clamp(bounds.middle + bounds.scale * offsets)
             offsets.copy_((candidates - bounds.middle) / bounds.scale)
-        check_finite(best_cost)
+        lowest_costs(best_cost[:, None])
         num_evaluations = config.num_samples * config.num_iterations
         return solutions(best, spread(candidates), best_costs, num_evaluations)
 

@@ -17,6 +17,7 @@ from sfvgen_planner.planning.solvers.common import (
     check_counts,
     check_spreads,
     evaluate,
+    lowest_costs,
     make_generators,
     solutions,
     standard_normal,
@@ -77,7 +78,7 @@ class MPPI(BatchSolver):
     ) -> list[Solution]:
         """Minimise the cost of each environment; see :class:`BatchSolver`."""
         config = self.config
-        bounds = Bounds(action_space, horizon)
+        bounds = Bounds.of(action_space, horizon)
         generators = make_generators(seeds)
         mean = bounds.start(len(seeds), initial_means)
         max_std = config.initial_std * bounds.scale.expand_as(mean)
@@ -89,10 +90,10 @@ class MPPI(BatchSolver):
             candidates = bounds.around(mean, std, noise)
             costs = evaluate(cost_fn, candidates, config.max_batch_size)
             lowest = costs.amin(dim=1, keepdim=True)
+            best_costs.append(lowest_costs(lowest))
             weights = torch.softmax((lowest - costs) / config.temperature, dim=1)[:, None].to(mean)
             flat = candidates.flatten(2)
             mean = bounds.clamp((weights @ flat).view_as(mean))
             variance = weights @ (flat - mean.flatten(1)[:, None]).square()
             std = variance.view_as(mean).sqrt().clamp(min_std, max_std)
-            best_costs.append(lowest[:, 0])
         return solutions(mean, std, best_costs, config.num_samples * config.num_iterations)

@@ -15,9 +15,9 @@ from sfvgen_planner.planning.solvers.common import (
     Solution,
     check_counts,
     evaluate,
+    lowest_costs,
     make_generators,
     solutions,
-    spread,
 )
 
 
@@ -55,11 +55,13 @@ class RandomShooting(BatchSolver):
         initial_means: torch.Tensor | None = None,
     ) -> list[Solution]:
         """Minimise the cost of each environment; see :class:`BatchSolver`."""
-        bounds = Bounds(action_space, horizon)
+        bounds = Bounds.of(action_space, horizon)
         start = bounds.start(len(seeds), initial_means)
         candidates = bounds.sample(self.config.num_samples, make_generators(seeds))
         candidates[:, 0] = start
         costs = evaluate(cost_fn, candidates, self.config.max_batch_size)
-        lowest, best = costs.min(dim=1)
-        actions = candidates[torch.arange(len(seeds)), best]
-        return solutions(actions, spread(candidates), [lowest], candidates.shape[1])
+        lowest, best = costs.min(dim=1, keepdim=True)
+        actions = candidates[torch.arange(len(seeds)), best[:, 0]]
+        # A uniform distribution's.
+        std = torch.where(bounds.bounded, bounds.scale / 3**0.5, 1.0).expand_as(actions)
+        return solutions(actions, std, [lowest_costs(lowest)], candidates.shape[1])
