@@ -1,10 +1,11 @@
 """What a solver costs beside its rollouts: time per plan over that of a bare loop.
 
-Two dynamics are planned in: linear ones, next to nothing, where all that a solver does shows, and a
-small network, as cheap as learned dynamics get. The floor of a solver draws, for each of its calls
-of the cost function, as many candidates in one line and rolls them out, those of all environments
-in one batch; the solvers take them in batches of `MAX_BATCH_SIZE`. For the gradient solver the
-floor also computes the gradient. Planners of pytorch-mppi and TorchRL are measured on the same
+Three dynamics are planned in: linear ones, next to nothing, where all that a solver does shows; a
+small network, as cheap as learned dynamics get; and one with layers as wide as those of PETS (200;
+Chua et al., 2018). The floor of a solver draws, for each of its calls of the cost function, as
+many candidates in one line and rolls them out, those of all environments in one batch; the solvers
+take them in batches of `MAX_BATCH_SIZE`. For the gradient solver the floor also computes the
+gradient. Planners of pytorch-mppi and TorchRL are measured on the same
 problems where they are installed. All are timed in turn, round after round, the floor before its
 solver in one round and after it in the next; a ratio is that of one round.
 
@@ -43,12 +44,11 @@ from sfvgen_planner.planning.solvers import BatchSolver
 
 HORIZON = 20
 ACTION_SIZE = 4
-HIDDEN_SIZE = 64
 NUM_SAMPLES = 512
 NUM_ELITES = 64
 NUM_ITERATIONS = 4
 TEMPERATURE = 0.1
-MAX_BATCH_SIZE = 4096
+MAX_BATCH_SIZE = 2048
 NUM_ENVS = (1, 16)
 SPACE = gym.spaces.Box(-1, 1, (ACTION_SIZE,))
 _CEM = {"num_samples": NUM_SAMPLES, "num_elites": NUM_ELITES, "num_iterations": NUM_ITERATIONS}
@@ -75,10 +75,10 @@ def linear(state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     return 0.9 * state + 0.1 * action
 
 
-def network() -> Step:
+def network(hidden_size: int) -> Step:
     """Dynamics of a network with two hidden layers."""
     torch.manual_seed(0)
-    sizes = (2 * ACTION_SIZE, HIDDEN_SIZE, HIDDEN_SIZE, ACTION_SIZE)
+    sizes = (2 * ACTION_SIZE, hidden_size, hidden_size, ACTION_SIZE)
     first, second, third = (
         torch.randn(inputs, outputs) / inputs**0.5 for inputs, outputs in pairwise(sizes)
     )
@@ -90,7 +90,11 @@ def network() -> Step:
     return step
 
 
-DYNAMICS: dict[str, Step] = {"linear": linear, "network": network()}
+DYNAMICS: dict[str, Step] = {
+    "linear": linear,
+    "network": network(64),
+    "wide network": network(200),
+}
 
 
 def state_cost(state: torch.Tensor) -> torch.Tensor:
