@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from sfvgen_envs.tabletop_instructions import LEAST_MOVES, MOST_MOVES
 from sfvgen_policies import Policy, make_policy
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ NUM_MOVES_SINCE = {1: 0, 2: 1, 3: 2, 4: 2, 5: 3, 6: 4, 7: 4, 8: 5}
 
 The expert's moves are about 12 frames long, so these reach the horizon most often.
 """
+MOST_MOVES = 8
 _AT_ITS_PLACE = 0.01
 _MOST_SEEDS_PER_TRIAL = 200
 
@@ -106,7 +106,7 @@ def draw_trials(
         f"the memory horizon must be from 1 to {max(NUM_MOVES_SINCE)} chunks, got {horizon}",
     )
     require(num_moves_before >= 0, f"num_moves_before must be at least 0, got {num_moves_before}")
-    num_moves = num_moves_before + NUM_MOVES_SINCE[horizon] + LEAST_MOVES[recall]
+    num_moves = num_moves_before + NUM_MOVES_SINCE[horizon] + (1 if recall == "first" else 2)
     require(
         num_moves <= MOST_MOVES,
         f"a memory horizon of {horizon} chunks after {num_moves_before} other moves takes "
