@@ -18,6 +18,7 @@ from sfvgen_planner.planning import (
     ICEMConfig,
     MPPIConfig,
     RandomShooting,
+    RandomShootingConfig,
 )
 from tests.linear_quadratic import DoubleIntegrator
 
@@ -295,3 +296,16 @@ def test_costs_may_be_an_array(solver):
     space = gym.spaces.Box(-1, 1, (2,))
     found = solver.solve(lambda actions: cost(actions).numpy(), space, 3, seed=0).actions
     assert torch.equal(found, solver.solve(cost, space, 3, seed=0).actions)
+
+
+@pytest.mark.parametrize("space", [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+def test_the_spread_of_random_shooting_is_that_of_its_samples(space):
+    seen = []
+
+    def cost(actions):
+        seen.append(actions)
+        return actions.square().sum(dim=(1, 2))
+
+    solution = RandomShooting(RandomShootingConfig(20_000)).solve(cost, space, 3, seed=0)
+    (samples,) = seen
+    torch.testing.assert_close(solution.std, samples.std(dim=0), rtol=0.02, atol=0)
