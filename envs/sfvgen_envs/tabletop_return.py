@@ -162,8 +162,8 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
             )
         most_before = most_moves_before(num_cubes, num_moves, recall)
         if num_moves_before is not None:
-            _check_range("num_moves_before", num_moves_before, 0, MOST_MOVES)
-            if num_moves_before > most_before:
+            _check_whole("num_moves_before", num_moves_before, 0, most_before)
+            if not 0 <= num_moves_before <= most_before:
                 raise ValueError(
                     f"num_moves_before must be from 0 to {most_before} with recall={recall!r}, "
                     f"num_cubes={num_cubes} and num_moves={num_moves}, got {num_moves_before}."
@@ -426,9 +426,13 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
         raise ValueError(f"{name}={value!r} is unknown; choose from {known}.")
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name}={value!r} is not a whole number; use {low} to {high}.")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    _check_whole(name, value, low, high)
     if not low <= value <= high:
         raise ValueError(f"{name}={value} is out of range; use {low} to {high}.")
 

@@ -464,7 +464,7 @@ def test_a_foreign_state_is_refused(make: MakeEnv) -> None:
         ({"num_moves": 0}, "num_moves=0 is out of range; use 1 to 8"),
         ({"recall": "previous", "num_moves": 1}, "num_moves=2 or more"),
         ({"level": 3, "num_moves_before": 3}, "num_moves_before must be from 0 to 2 with"),
-        ({"level": 3, "num_moves_before": -1}, "num_moves_before=-1 is out of range"),
+        ({"level": 3, "num_moves_before": -1}, "num_moves_before must be from 0 to 2 with"),
         ({"level": 3, "num_moves_before": 1.5}, r"num_moves_before=1\.5 is not a whole number"),
         ({"num_cubes": 1, "num_moves": 3, "num_moves_before": 1}, "must be from 0 to 0 with"),
         ({"level": 3, "recall": "none", "num_moves_before": 1}, "must be from 0 to 0 with"),

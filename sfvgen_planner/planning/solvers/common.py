@@ -224,8 +224,13 @@ def lowest_costs(costs: torch.Tensor) -> list[float]:
         SfvgenError: where that is not finite.
     """
     lowest: list[float] = costs[:, 0].tolist()
-    require(all(map(math.isfinite, lowest)), "no candidate has a finite cost; check the objective")
+    check_finite(lowest)
     return lowest
+
+
+def check_finite(lowest: list[float]) -> None:
+    """Refuse to go on where the lowest cost of an environment is none."""
+    require(all(map(math.isfinite, lowest)), "no candidate has a finite cost; check the objective")
 
 
 def check_costs(costs: torch.Tensor, shape: torch.Size) -> None:

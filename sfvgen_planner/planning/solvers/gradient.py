@@ -16,8 +16,8 @@ from sfvgen_planner.planning.solvers.common import (
     Solution,
     check_costs,
     check_counts,
+    check_finite,
     check_spreads,
-    lowest_costs,
     make_generators,
     pieces,
     ranked,
@@ -105,7 +105,7 @@ class Gradient(BatchSolver):
             optimiser.step()
             candidates = bounds.clamp(bounds.middle + bounds.scale * offsets)
             offsets.copy_((candidates - bounds.middle) / bounds.scale)
-        lowest_costs(best_cost[:, None])
+        check_finite(best_cost.tolist())
         num_evaluations = config.num_samples * config.num_iterations
         return solutions(best, spread(candidates), best_costs, num_evaluations)
 
