@@ -134,15 +134,19 @@ def draw_episode(
     """Draw a layout and its instructions.
 
     With a recall, the recalled cube makes the first move after ``num_moves_before`` moves of other
-    cubes, None for as many as are drawn from 0 to ``most_moves_before``. ``"first"``: later moves
-    choose any cube, the recalled one included. ``"previous"``: the recalled cube moves exactly once
-    more (every time if it is the only cube), so its first, previous and last place all differ.
+    cubes. ``"first"``: later moves choose any cube, the recalled one included. ``"previous"``: the
+    recalled cube moves exactly once more (every time if it is the only cube), so its first,
+    previous and last place all differ. With None, how many moves follow the one that leaves the
+    place asked for is drawn evenly, and then, for ``"previous"``, how many others come before.
     """
+    num_moves_between = None
     if num_moves_before is None:
         most = most_moves_before(num_cubes, num_moves, recall)
-        num_moves_before = int(rng.integers(most + 1))
+        free = most - int(rng.integers(most + 1))
+        num_moves_before = free if recall == "first" else int(rng.integers(free + 1))
+        num_moves_between = free - num_moves_before
     while True:  # a layout can leave no room for a move; then a new one is drawn
-        plan = _try_episode(rng, num_cubes, num_moves, recall, num_moves_before)
+        plan = _try_episode(rng, num_cubes, num_moves, recall, num_moves_before, num_moves_between)
         if plan is not None:
             return plan
 
@@ -160,6 +164,7 @@ def _try_episode(
     num_moves: int,
     recall: Recall,
     num_moves_before: int,
+    num_moves_between: int | None,
 ) -> EpisodePlan | None:
     colours = [str(c) for c in rng.permutation(list(CUBE_COLOURS))[:num_cubes]]
     layout = _draw_layout(rng, colours)
@@ -168,7 +173,9 @@ def _try_episode(
     cubes, pads = layout
     places = {colour: [xy] for colour, xy in cubes.items()}
     instructions = []
-    for colour in _draw_movers(rng, colours, num_moves, recall, num_moves_before):
+    for colour in _draw_movers(
+        rng, colours, num_moves, recall, num_moves_before, num_moves_between
+    ):
         kept_free = [history[-1] for history in places.values()]
         kept_free.append(places[colour][0])  # or its first place would not differ from a later one
         recalled = places[colours[0]]
@@ -237,17 +244,22 @@ def _draw_movers(
     num_moves: int,
     recall: Recall,
     num_moves_before: int,
+    num_moves_between: int | None,
 ) -> list[str]:
     if recall == "none":
         return [str(c) for c in rng.choice(colours, num_moves)]
     target, others = colours[0], colours[1:]
     if num_moves_before:
         before = [str(c) for c in rng.choice(others, num_moves_before)]
-        return before + _draw_movers(rng, colours, num_moves - num_moves_before, recall, 0)
+        return before + _draw_movers(
+            rng, colours, num_moves - num_moves_before, recall, 0, num_moves_between
+        )
     if recall == "first" or not others:
         return [target, *(str(c) for c in rng.choice(colours, num_moves - 1))]
     movers = [target, *(str(c) for c in rng.choice(others, num_moves - 1))]
-    movers[int(rng.integers(1, num_moves))] = target
+    if num_moves_between is None:
+        num_moves_between = int(rng.integers(num_moves - 1))
+    movers[1 + num_moves_between] = target
     return movers
 
 

@@ -115,7 +115,8 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
         num_cubes: 1 to 4, overrides the level.
         num_moves: 1 to 8 moves before the recall, overrides the level.
         num_moves_before: how many of these are of other cubes, before the recalled one first moves;
-            None draws it for each episode, evenly from 0 to the most that there can be.
+            None draws for each episode, evenly, how many moves follow the one that leaves the
+            place asked for, and for ``"previous"`` then how many of the others come before.
         steps_per_instruction: step budget of one instruction.
         image_size: height and width of the observed image in pixels, one number or a pair.
         render_size: likewise for :meth:`render`; the size of the observed image by default.

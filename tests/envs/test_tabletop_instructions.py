@@ -81,17 +81,22 @@ def test_other_cubes_can_move_before_the_recalled_one(
             assert movers.count(recalled) == 2
 
 
-@pytest.mark.parametrize(("recall", "most"), [("first", 3), ("previous", 2)])
-def test_how_many_cubes_move_before_the_recalled_one_is_drawn_evenly(
-    recall: Recall, most: int
-) -> None:
-    numbers = []
+@pytest.mark.parametrize("recall", ["first", "previous"])
+def test_how_long_ago_the_place_asked_for_was_left_is_drawn_evenly(recall: Recall) -> None:
+    since, before = [], []
     for seed in range(400):
-        plan = draw_episode(np.random.default_rng(seed), 3, 4, recall, num_moves_before=None)
+        plan = draw_episode(np.random.default_rng(seed), 3, 5, recall, num_moves_before=None)
         *movers, recalled = (instruction.cube for instruction in plan.instructions)
-        numbers.append(movers.index(recalled))
-    # With p = 1 / 4, 400 draws give 100 +- 9 (one standard deviation); with 1 / 3, 133 +- 9.
-    np.testing.assert_allclose(np.bincount(numbers), 400 / (most + 1), atol=36)
+        leaves = [index for index, mover in enumerate(movers) if mover == recalled]
+        since.append(len(movers) - 1 - leaves[0 if recall == "first" else 1])
+        before.append(leaves[0])
+    kinds = 5 if recall == "first" else 4
+    # With p = 1 / 4, 400 draws give 100 +- 9 (one standard deviation).
+    np.testing.assert_allclose(np.bincount(since), 400 / kinds, atol=36)
+    if recall == "previous":
+        # Of those left last, 100 +- 9, each has 0 to 3 other moves before: 25 +- 4.
+        longest = np.array(before)[np.array(since) == 0]
+        np.testing.assert_allclose(np.bincount(longest), len(longest) / 4, atol=18)
 
 
 def test_no_cube_moves_before_the_recalled_one_where_there_is_no_other() -> None:
