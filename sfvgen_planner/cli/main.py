@@ -1,9 +1,11 @@
 """Entry point of the `sfvgen` command."""
 
 import argparse
+import ctypes
 import importlib
 import logging
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,10 @@ COMMANDS = (
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+# The numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 class Command(Protocol):
@@ -63,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C.
     """
     _render_without_display()
+    _keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     logging.basicConfig(
@@ -87,3 +94,16 @@ def _render_without_display() -> None:
     displays = ("DISPLAY", "WAYLAND_DISPLAY")
     if sys.platform == "linux" and not any(os.environ.get(name) for name in displays):
         os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large tensors that were freed for the next ones.
+
+    It gives each back to the system, which then clears new pages for the next: a third of the time
+    of a batch of imagined chunks on a CPU.
+    """
+    own_settings = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not own_settings:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)

@@ -1,4 +1,6 @@
 import argparse
+import os
+import platform
 import subprocess
 import sys
 import types
@@ -147,3 +149,37 @@ def test_bad_input(
     assert errors.count("\n") == 1
     assert message in errors
     assert not [path for path in tmp_path.iterdir() if path.name != "minari"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallinfo2")
+@pytest.mark.parametrize(("settings", "kept"), [({}, True), ({"MALLOC_TOP_PAD_": "0"}, False)])
+def test_large_tensors_that_were_freed_stay_with_the_process(
+    settings: dict[str, str], kept: bool
+) -> None:
+    # glibc itself tells how much of an 80 MB tensor it maps from the system, to be given back.
+    script = """
+import ctypes, torch
+from sfvgen_planner.cli.main import main
+class Told(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd".split()]
+    _fields_ += [("rest", ctypes.c_size_t * 5)]
+try:
+    main(["--version"])
+except SystemExit:
+    pass
+tell = ctypes.CDLL(None).mallinfo2
+tell.restype = Told
+before = tell().hblkhd
+tensor = torch.ones(20_000_000)
+print(tell().hblkhd - before)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | settings,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    mapped = int(done.stdout.splitlines()[-1])
+    assert mapped == 0 if kept else mapped >= 80_000_000
