@@ -189,6 +189,15 @@ def run_until_killed(folder, out, moment):
         online(folder, out)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: tests that a shell runs in the background would ignore it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder, whole, tmp_path, monkeypatch, capsys):
     in_second_episode, in_second_step = ("step", NUM_STEPS + 3), ("batch", 2)
     counter = stop_at(monkeypatch, [in_second_episode], lambda: signal.raise_signal(signal.SIGINT))
