@@ -95,8 +95,8 @@ def test_how_long_ago_the_place_asked_for_was_left_is_drawn_evenly(recall: Recal
     np.testing.assert_allclose(np.bincount(since), 400 / kinds, atol=36)
     if recall == "previous":
         # Of those left last, 100 +- 9, each has 0 to 3 other moves before: 25 +- 4.
-        longest = np.array(before)[np.array(since) == 0]
-        np.testing.assert_allclose(np.bincount(longest), len(longest) / 4, atol=18)
+        left_last = np.array(before)[np.array(since) == 0]
+        np.testing.assert_allclose(np.bincount(left_last), len(left_last) / 4, atol=18)
 
 
 def test_no_cube_moves_before_the_recalled_one_where_there_is_no_other() -> None:
