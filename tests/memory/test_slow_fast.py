@@ -25,9 +25,8 @@ from sfvgen_planner.world_model.trainer import train
 from tests.loop_tables import INSTRUCTIONS, TABLE, recipe, rows_of, told_table
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SHORT_RECIPE, SHIPPED_RECIPE = (
-    RECIPES / "tabletop_memory_short.yaml",
-    RECIPES / "tabletop_memory.yaml",
+SHORT_RECIPE, *FURTHER_RECIPES = (
+    RECIPES / f"tabletop_memory{part}.yaml" for part in ("_short", "_second", "_third", "")
 )
 
 
@@ -264,7 +263,7 @@ def test_a_store_with_nothing_to_recall_is_told(model):
         LoopBatches(told_table([[(1, 20)]]), model, recipe(), recipe().stages[0])
 
 
-@pytest.mark.parametrize("path", [SHORT_RECIPE, SHIPPED_RECIPE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [SHORT_RECIPE, *FURTHER_RECIPES], ids=lambda path: path.stem)
 def test_the_shipped_recipes_recall_what_the_task_asks_back_and_nothing_else(path):
     """A move to the back of the table is no recall."""
     first, previous = LoopRecipe.load(path).recalls
@@ -279,8 +278,8 @@ def test_the_shipped_recipes_recall_what_the_task_asks_back_and_nothing_else(pat
 
 
 def test_single_values_of_a_recipe_can_be_changed():
-    changed = LoopRecipe.load(SHORT_RECIPE, ["stages.1.max_chunks=7", "memory.rank=8"])
-    assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4]
+    changed = LoopRecipe.load(SHORT_RECIPE, ["stages.0.max_chunks=7", "memory.rank=8"])
+    assert [stage.max_chunks for stage in changed.stages] == [7]
     assert changed.memory_config.rank == 8
     for change in ("stages.9.max_chunks=7", "stages.first.max_chunks=7", "stages.0=1"):
         with pytest.raises(SfvgenError, match=re.escape(change)):
@@ -288,8 +287,9 @@ def test_single_values_of_a_recipe_can_be_changed():
 
 
 def test_the_shipped_recipes_make_the_shipped_memory():
-    short, shipped = LoopRecipe.load(SHORT_RECIPE), LoopRecipe.load(SHIPPED_RECIPE)
-    assert [stage.second_order for stage in short.stages] == [False, False, True]
-    assert short.memory_config == replace(MEMORY_VARIANTS["ours"], learning_rate=0.005)
-    assert shipped.memory_config == replace(short.memory_config, instruction_code=True)
-    assert trained_config("tabletop_memory") == shipped.memory_config
+    short, *further = (LoopRecipe.load(path) for path in (SHORT_RECIPE, *FURTHER_RECIPES))
+    ours = replace(MEMORY_VARIANTS["ours"], learning_rate=0.005, instruction_code=True)
+    assert short.memory_config == replace(ours, rank=128, num_time_codes=16)
+    table = replace(short.memory_config, num_time_slots=16)
+    assert [recipe.memory_config for recipe in further] == [table] * 3
+    assert trained_config("tabletop_memory") == table
