@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -139,14 +139,15 @@ def draw_episode(
     previous and last place all differ. With None, how many moves follow the one that leaves the
     place asked for is drawn evenly, and then, for ``"previous"``, how many others come before.
     """
-    num_moves_between = None
     if num_moves_before is None:
         most = most_moves_before(num_cubes, num_moves, recall)
         free = most - int(rng.integers(most + 1))
-        num_moves_before = free if recall == "first" else int(rng.integers(free + 1))
-        num_moves_between = free - num_moves_before
+        before = free if recall == "first" else int(rng.integers(free + 1))
+        order = _Order(before, free - before)
+    else:
+        order = _Order(num_moves_before)
     while True:  # a layout can leave no room for a move; then a new one is drawn
-        plan = _try_episode(rng, num_cubes, num_moves, recall, num_moves_before, num_moves_between)
+        plan = _try_episode(rng, num_cubes, num_moves, recall, order)
         if plan is not None:
             return plan
 
@@ -158,13 +159,20 @@ def most_moves_before(num_cubes: int, num_moves: int, recall: Recall) -> int:
     return num_moves - LEAST_MOVES[recall]
 
 
+class _Order(NamedTuple):
+    """When the recalled cube moves.
+
+    Attributes:
+        before: moves of other cubes before its first.
+        between: moves of other cubes between its two, for ``"previous"``; None if to be drawn.
+    """
+
+    before: int
+    between: int | None = None
+
+
 def _try_episode(
-    rng: np.random.Generator,
-    num_cubes: int,
-    num_moves: int,
-    recall: Recall,
-    num_moves_before: int,
-    num_moves_between: int | None,
+    rng: np.random.Generator, num_cubes: int, num_moves: int, recall: Recall, order: _Order
 ) -> EpisodePlan | None:
     colours = [str(c) for c in rng.permutation(list(CUBE_COLOURS))[:num_cubes]]
     layout = _draw_layout(rng, colours)
@@ -173,9 +181,7 @@ def _try_episode(
     cubes, pads = layout
     places = {colour: [xy] for colour, xy in cubes.items()}
     instructions = []
-    for colour in _draw_movers(
-        rng, colours, num_moves, recall, num_moves_before, num_moves_between
-    ):
+    for colour in _draw_movers(rng, colours, num_moves, recall, order):
         kept_free = [history[-1] for history in places.values()]
         kept_free.append(places[colour][0])  # or its first place would not differ from a later one
         recalled = places[colours[0]]
@@ -239,28 +245,22 @@ def _draw_place(
 
 
 def _draw_movers(
-    rng: np.random.Generator,
-    colours: list[str],
-    num_moves: int,
-    recall: Recall,
-    num_moves_before: int,
-    num_moves_between: int | None,
+    rng: np.random.Generator, colours: list[str], num_moves: int, recall: Recall, order: _Order
 ) -> list[str]:
+    def draw(among: list[str], number: int) -> list[str]:
+        return [str(colour) for colour in rng.choice(among, number)]
+
     if recall == "none":
-        return [str(c) for c in rng.choice(colours, num_moves)]
+        return draw(colours, num_moves)
     target, others = colours[0], colours[1:]
-    if num_moves_before:
-        before = [str(c) for c in rng.choice(others, num_moves_before)]
-        return before + _draw_movers(
-            rng, colours, num_moves - num_moves_before, recall, 0, num_moves_between
-        )
+    before = draw(others, order.before) if order.before else []
+    num_later = num_moves - order.before - 1
     if recall == "first" or not others:
-        return [target, *(str(c) for c in rng.choice(colours, num_moves - 1))]
-    movers = [target, *(str(c) for c in rng.choice(others, num_moves - 1))]
-    if num_moves_between is None:
-        num_moves_between = int(rng.integers(num_moves - 1))
-    movers[1 + num_moves_between] = target
-    return movers
+        return [*before, target, *draw(colours, num_later)]
+    later = draw(others, num_later)
+    between = int(rng.integers(num_later)) if order.between is None else order.between
+    later[between] = target
+    return [*before, target, *later]
 
 
 def _draw_move(
