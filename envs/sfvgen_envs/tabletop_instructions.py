@@ -253,7 +253,7 @@ def _draw_movers(
     if recall == "none":
         return draw(colours, num_moves)
     target, others = colours[0], colours[1:]
-    before = draw(others, order.before) if order.before else []
+    before = draw(others, order.before)
     num_later = num_moves - order.before - 1
     if recall == "first" or not others:
         return [*before, target, *draw(colours, num_later)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from sfvgen_envs.tabletop_instructions import Instruction, instruction_texts
 from sfvgen_envs.tabletop_scene import CUBE_COLOURS
@@ -277,17 +278,23 @@ def test_the_shipped_recipes_recall_what_the_task_asks_back_and_nothing_else(pat
     }
 
 
-def test_single_values_of_a_recipe_can_be_changed():
-    changed = LoopRecipe.load(SHORT_RECIPE, ["stages.0.max_chunks=7", "memory.rank=8"])
-    assert [stage.max_chunks for stage in changed.stages] == [7]
+def test_single_values_of_a_recipe_can_be_changed(tmp_path):
+    several = recipe().model_dump(mode="json")
+    (stage,) = several["stages"]
+    several["stages"] = [{**stage, "max_chunks": number} for number in (2, 3, 4)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(several))
+    changed = LoopRecipe.load(path, ["stages.1.max_chunks=7", "memory.rank=8"])
+    assert [stage.max_chunks for stage in changed.stages] == [2, 7, 4]
     assert changed.memory_config.rank == 8
     for change in ("stages.9.max_chunks=7", "stages.first.max_chunks=7", "stages.0=1"):
         with pytest.raises(SfvgenError, match=re.escape(change)):
-            LoopRecipe.load(SHORT_RECIPE, [change])
+            LoopRecipe.load(path, [change])
 
 
 def test_the_shipped_recipes_make_the_shipped_memory():
     short, *further = (LoopRecipe.load(path) for path in (SHORT_RECIPE, *FURTHER_RECIPES))
+    assert [stage.second_order for stage in short.stages] == [True]
     ours = replace(MEMORY_VARIANTS["ours"], learning_rate=0.005, instruction_code=True)
     assert short.memory_config == replace(ours, rank=128, num_time_codes=16)
     table = replace(short.memory_config, num_time_slots=16)
