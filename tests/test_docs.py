@@ -69,6 +69,14 @@ def test_documented_files_are_there() -> None:
                 assert (path.parent / link).exists(), f"{path.name} links to {link}"
 
 
+def test_documented_loops_make_a_recipe() -> None:
+    loops = {text for _, text in commands() if text.startswith(("loop ", "online "))}
+    assert loops
+    for text in sorted(loops):
+        args = build_parser().parse_args(shlex.split(text, comments=True))
+        LoopRecipe.load(ROOT / args.recipe, args.set)
+
+
 def test_documented_changes_of_a_loops_recipe_make_a_recipe() -> None:
     changes = re.findall(r"`--set (variant=[^`]*)`", (ROOT / "docs/training.md").read_text())
     assert changes
