@@ -44,6 +44,8 @@ def peft_config(world_model: VideoWorldModel, config: MemoryConfig) -> LoraConfi
         settings.text_size = world_model.text_encoder.config.hidden_size
     if config.position_code:
         _count_cells(world_model)
+    if config.num_time_slots:
+        settings.latent_size = world_model.latent_size[1:]
     return settings
 
 

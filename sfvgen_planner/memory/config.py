@@ -45,6 +45,8 @@ class MemoryConfig:
         num_time_slots: Beside the adapters each memory has a table of what stood where and when,
             with an entry for each slot and cell: a chunk is written into its own slot, in turn, and
             the chunk and the instruction choose what of which slots is read. 0 for no table.
+        table_side: Entries of a table along each side of the picture at most; where the latents are
+            finer, neighbouring cells share one, so that a table does not grow with the resolution.
         rule: "adam" learns both factors of the adapters with Adam, started anew in each write;
             "normalised" learns only B, by `B -= learning_rate * g / rms(g)` per tensor.
         learning_rate: The rule's step size (paper: Adam, 1e-4).
@@ -68,6 +70,7 @@ class MemoryConfig:
     num_time_codes: int = 0
     instruction_code: bool = False
     num_time_slots: int = 0
+    table_side: int = 8
     rule: Rule = "adam"
     learning_rate: float = 1e-4
     num_steps: int = 4
@@ -78,7 +81,7 @@ class MemoryConfig:
     max_past_frames: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "learning_rate", "num_steps", "num_noise_draws"):
+        for name in ("rank", "table_side", "learning_rate", "num_steps", "num_noise_draws"):
             value = getattr(self, name)
             require(value > 0, f"{name} of a memory must be positive, got {value}")
         require(
@@ -138,7 +141,14 @@ class MemoryConfig:
         }
         heard = trained.instruction_code or self.instruction_code
         slots = trained.num_time_slots or self.num_time_slots
-        grown = {**write, **sizes, "instruction_code": heard, "num_time_slots": slots}
+        side = trained.table_side if trained.num_time_slots else self.table_side
+        grown = {
+            **write,
+            **sizes,
+            "instruction_code": heard,
+            "num_time_slots": slots,
+            "table_side": side,
+        }
         return replace(trained, **grown) == self
 
 

@@ -69,7 +69,8 @@ class FastLearner:
             gradients, losses = self._gradients(fast, chunks, batch, create_graph)
             steps = rule(gradients)
             fast = {
-                name: value - self._config.learning_rate * steps[name]
+                # Popped, so that a step goes as soon as it is taken: memories can be large.
+                name: value - self._config.learning_rate * steps.pop(name)
                 for name, value in fast.items()
             }
             all_losses.append(losses.detach())
@@ -153,7 +154,8 @@ class _Recomputed(torch.autograd.Function):
 def _normalised(gradients: FastWeights) -> FastWeights:
     """`g / rms(g)`, for each memory and tensor by itself."""
     steps = {}
-    for name, gradient in gradients.items():
+    for name in list(gradients):
+        gradient = gradients.pop(name)
         square = gradient.square().mean(dim=tuple(range(1, gradient.dim())), keepdim=True)
         steps[name] = gradient * (square + _TINY).rsqrt()
     return steps

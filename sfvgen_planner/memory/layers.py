@@ -6,8 +6,9 @@ stacked tensors `(memories, ...)` that a layer is given. A batch of `N * S` samp
 memories of S samples each, in order, and costs one batched matrix product.
 """
 
+import math
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,57 @@ _CODES = (
 )
 # At more a first write overshoots, for it changes the adapters too.
 _TABLE_SCALE = 2.0
+
+
+class TableGrid(NamedTuple):
+    """The cells of a layer and the entries of its table.
+
+    Attributes:
+        height: In cells.
+        width: In cells.
+        shared: Cells along each side of the square that shares an entry.
+    """
+
+    height: int
+    width: int
+    shared: int
+
+    @classmethod
+    def of_layer(cls, num_cells: int, latent_size: tuple[int, int], table_side: int) -> "TableGrid":
+        """The grid of a layer that sees the latents at a resolution of its own.
+
+        Args:
+            num_cells: Of the layer.
+            latent_size: Height and width of the latents.
+            table_side: Entries along the longer side of the latents at most.
+
+        Raises:
+            SfvgenError: The layer does not see a grid of cells of this shape.
+        """
+        scale = math.sqrt(math.prod(latent_size) / num_cells)
+        height, width = (round(side / scale) for side in latent_size)
+        require(
+            height * width == num_cells,
+            f"a table (num_time_slots) needs layers that see the cells of the latents, but one of "
+            f"target_modules sees {num_cells} rows of latents of {latent_size[0]}x{latent_size[1]} "
+            "cells; choose layers over time",
+        )
+        return cls(height, width, math.ceil(max(latent_size) / table_side))
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """Rows and columns of the table."""
+        return math.ceil(self.height / self.shared), math.ceil(self.width / self.shared)
+
+    def spread(self, read: Tensor) -> Tensor:
+        """Give each cell what its entry holds: `(samples, entries, out)` to `(..., cells, out)`."""
+        if self.shared == 1:
+            return read
+        rows, columns = self.entries
+        read = read.view(len(read), rows, 1, columns, 1, -1)
+        read = read.expand(-1, -1, self.shared, -1, self.shared, -1)
+        read = read.flatten(3, 4).flatten(1, 2)
+        return read[:, : self.height, : self.width].flatten(1, 2)
 
 
 class LayerCodes:
@@ -187,7 +239,7 @@ class MemoryLayer(LoraLayer):
         fast_b: `(memories, out, r, ...)`, or None while no memory is in place: the layer then is
             the slow model's.
         chunks: `(memories,)`, each one's chunk index.
-        fast_table: `(memories, slots, cells, out)`, or None where there are no tables.
+        fast_table: `(memories, slots, entries, out)`, or None where there are no tables.
     """
 
     fast_factors: tuple[str, ...] = ()
@@ -232,6 +284,7 @@ class MemoryLinear(LoraLinear, MemoryLayer):
     and U is what the instruction gives each channel.
 
     Attributes:
+        table_grid: Which cells share an entry of the table; None where there is none.
         codes: W and C of all layers, or None where there are none.
         code_index: This layer's among them.
     """
@@ -239,6 +292,7 @@ class MemoryLinear(LoraLinear, MemoryLayer):
     adapter_layer_names = (*LoraLayer.adapter_layer_names, *_CODES)
     codes: LayerCodes | None = None
     code_index: int = 0
+    table_grid: TableGrid | None = None
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
         return _LinearVariant()
@@ -264,18 +318,22 @@ class MemoryLinear(LoraLinear, MemoryLayer):
             hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
             fast_b.transpose(1, 2).to(result.dtype),
         ).view(result.shape)
-        return result if self.fast_table is None else result + self._read(self.fast_table, result)
+        if self.fast_table is None:
+            return result
+        read = self._read(self.fast_table, result)
+        return result + read if torch.is_grad_enabled() else result.add_(read)
 
     def _read(self, table: Tensor, like: Tensor) -> Tensor:
         """What the open slots hold of each row's cell, `(rows, 1, out)`."""
         assert self.codes is not None
         assert self.codes.gates is not None
         assert self.codes.channels is not None
+        assert self.table_grid is not None
         gates = self.codes.gates[self.code_index].unflatten(0, (len(table), -1))
         read = torch.bmm(gates.to(like.dtype), table.flatten(2).to(like.dtype))
         channels = self.codes.channels[self.code_index].to(like.dtype)
-        read = read.view(len(channels), *table.shape[2:]) * channels
-        return read.view(-1, 1, like.shape[-1])
+        read = self.table_grid.spread(read.view(len(channels), *table.shape[2:]) * channels)
+        return read.reshape(-1, 1, like.shape[-1])
 
 
 class MemoryConv3d(LoraConv3d, MemoryLayer):
@@ -289,6 +347,10 @@ class _LinearVariant(LoraVariant):
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
         module.fast_factors = config.memory.fast_factors
+        if config.memory.num_time_slots:
+            module.table_grid = TableGrid.of_layer(
+                module.get_base_layer().num_cells, config.latent_size, config.memory.table_side
+            )
         codes = _code_tables(module, config)
         for name in _CODES:
             values = {adapter_name: nn.Parameter(codes[name])} if name in codes else {}
@@ -374,5 +436,6 @@ def _code_tables(module: LoraLayer, config: LoraConfig) -> dict[str, Tensor]:
             tables[name] = torch.zeros(config.text_size, slots)
         base = module.get_base_layer()
         tables[_CHANNEL_CODE] = torch.zeros(config.text_size, base.out_features)
-        tables[_TABLE] = torch.zeros(slots, base.num_cells, base.out_features)
+        entries = math.prod(module.table_grid.entries)
+        tables[_TABLE] = torch.zeros(slots, entries, base.out_features)
     return {name: table.to(weight) for name, table in tables.items()}

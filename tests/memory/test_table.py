@@ -11,7 +11,7 @@ from torch import nn
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig, memory_variant
 from sfvgen_planner.memory.adapter import Adapters, peft_config
-from sfvgen_planner.memory.layers import LayerCodes
+from sfvgen_planner.memory.layers import LayerCodes, TableGrid
 from sfvgen_planner.memory.rewritten_batches import RewrittenBatches
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
 from sfvgen_planner.world_model import tiny_world_model
@@ -43,7 +43,7 @@ def test_a_cell_reads_the_slots_that_chunk_and_instruction_open():
     torch.manual_seed(0)
     settings = peft_config(None, MemoryConfig(rank=3, target_modules="layer"))
     config = replace(CONFIG, target_modules="layer", num_time_slots=3)
-    settings.memory, settings.text_size = config, 7
+    settings.memory, settings.text_size, settings.latent_size = config, 7, (1, 2)
     adapted = get_peft_model(OneLayer(), settings)
     for parameter in adapted.parameters():
         nn.init.normal_(parameter)
@@ -70,6 +70,43 @@ def test_a_cell_reads_the_slots_that_chunk_and_instruction_open():
         channels = 1 + heard[sample] @ layer.lora_channel_code["default"]
         wanted = 2 * channels * (opened @ table[memory, :, cell])
         assert torch.allclose(read[row], wanted.expand(4, 6), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_cells", "latent_size", "entries"), [(24, (6, 4), (3, 2)), (6, (6, 4), (2, 1))]
+)
+def test_neighbouring_cells_share_an_entry_where_the_latents_are_finer(
+    num_cells, latent_size, entries
+):
+    """At full resolution and at half, with squares of 2x2 cells that the border may cut."""
+    grid = TableGrid.of_layer(num_cells, latent_size, table_side=3)
+    assert grid.entries == entries
+    read = torch.randn(5, entries[0] * entries[1], 7)
+    spread = grid.spread(read).unflatten(1, (grid.height, grid.width))
+    for row in range(grid.height):
+        for column in range(grid.width):
+            entry = row // 2 * entries[1] + column // 2
+            assert torch.equal(spread[:, row, column], read[:, entry])
+
+
+def test_a_table_does_not_grow_with_the_resolution():
+    coarse = replace(CONFIG, table_side=2)
+    sizes = {}
+    for side, config in ((4, CONFIG), (4, coarse), (8, coarse)):
+        model = tiny_world_model(image_size=16 * side)
+        assert model.latent_size[1:] == (side, side)
+        memory = EpisodicMemory(model, config)
+        memory.write(torch.randn(4, 4, side, side), torch.randn(4, 8, side, side))
+        written = tables(memory)
+        assert all(table[0].any() for table in written)
+        sizes[side, config.table_side] = sum(table.numel() for table in written)
+        memory.detach()
+    assert sizes[8, 2] == sizes[4, 2] == sizes[4, 8] / 4
+
+
+def test_a_table_needs_layers_that_see_cells():
+    with pytest.raises(SfvgenError, match="sees 5 rows of latents of 4x4 cells"):
+        TableGrid.of_layer(5, (4, 4), table_side=8)
 
 
 def tables(memory):
@@ -122,6 +159,8 @@ def test_a_trained_memory_can_be_given_an_empty_table():
     assert CONFIG.can_continue(CODED)
     assert not CODED.can_continue(CONFIG)
     assert not replace(CONFIG, num_time_slots=3).can_continue(CONFIG)
+    assert not replace(CONFIG, table_side=2).can_continue(CONFIG)
+    assert replace(CONFIG, table_side=2).can_continue(CODED)
     model = tiny_world_model()
     adapters = Adapters(model, CODED)
     torch.manual_seed(0)
