@@ -25,6 +25,7 @@ COMMANDS = (
     "online",
     "demo",
     "evaluate",
+    "reproduce",
     "doctor",
 )
 

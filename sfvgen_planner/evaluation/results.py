@@ -115,13 +115,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def merge_figures(path: Path, figures: Iterable[Figure]) -> None:
     """Add figures to a result file; a row of the same name and further fields is replaced."""
-    rows = {_key(row): row for row in read_rows(path)}
-    rows |= {_key(row): row for row in (figure.row() for figure in figures)}
+    merge_rows(path, [figure.row() for figure in figures])
+
+
+def merge_rows(path: Path, new: Iterable[dict[str, Any]]) -> None:
+    """`merge_figures`, of rows as they stand in a result file."""
+    rows = {row_key(row): row for row in (*read_rows(path), *new)}
     # One row a line: a new measurement is a change of one line.
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows.values())
     write_text(path, f'{{"figures": [\n{lines}\n]}}\n')
 
 
-def _key(row: dict[str, Any]) -> str:
-    further = {name: value for name, value in row.items() if name not in _COMMON}
-    return json.dumps([row["name"], further], sort_keys=True)
+def further_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """The settings that tell a row from others of the same name."""
+    return {name: value for name, value in row.items() if name not in _COMMON}
+
+
+def row_key(row: dict[str, Any]) -> str:
+    """What tells a row from the others of its file: its name and further fields."""
+    return json.dumps([row["name"], further_fields(row)], sort_keys=True)
