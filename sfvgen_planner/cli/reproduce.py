@@ -15,8 +15,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "reproduce",
         help="measure again what a result file says",
         description="Run the commands that rows of result files name, and compare what they give "
-        "now with what the rows say. The same command goes on after an interruption. Exit code 1 "
-        "where a command failed or an interval does not overlap the old one.",
+        "now with what the rows say. The same command goes on after an interruption; what DIR has "
+        "is not measured again. Exit code 1 where a command failed or an interval does not overlap "
+        "the old one.",
     )
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="such as results/*.json"
@@ -37,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=int,
         default=1,
         metavar="N",
-        help="commands at a time (default: 1, as timings need); several GPUs are used in turn",
+        help="commands at a time, shared out to all GPUs (default: 1, as timings need)",
     )
     parser.add_argument(
         "--list", action="store_true", help="only show the commands that these rows come from"

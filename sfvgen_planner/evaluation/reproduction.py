@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -71,6 +71,12 @@ def select_rows(
             if (not figures or row["name"] in figures)
             and all(name in row and row[name] == value for name, value in wanted.items())
         ]
+        for row in selected[file]:
+            require(
+                isinstance(row.get("command"), str) and len(row.get("ci95", ())) == 2,
+                f"a row {row['name']} of {file} has no command or no interval (ci95); it can't be "
+                "made again, so leave it out with --only or --where",
+            )
     require(any(selected.values()), "no row of these result files is asked for; ask for more")
     return selected
 
@@ -79,7 +85,7 @@ def run_commands(commands: Iterable[str], out: Path, num_jobs: int = 1) -> list[
     """Run each of the commands once, several at a time, each with a result file of its own.
 
     A command that has ended well is not run again, so the same call goes on where an earlier one
-    was stopped. Where there are several GPUs, the commands take turns on them.
+    was stopped. Where there are several GPUs, each command sees the one that is used least.
 
     Args:
         commands: of result rows.
@@ -94,19 +100,19 @@ def run_commands(commands: Iterable[str], out: Path, num_jobs: int = 1) -> list[
         KeyboardInterrupt: interrupted; the commands that ran are stopped.
     """
     require(num_jobs > 0, f"--jobs must be positive, got {num_jobs}")
-    every = list(dict.fromkeys(commands))
-    jobs = [_Job(command, out, index) for index, command in enumerate(every)]
+    jobs = [_Job(command, out) for command in dict.fromkeys(commands)]
     prepare_folder(out)
     waiting = [job for job in jobs if not job.results.exists()]
     running: list[_Job] = []
     failures = []
-    with tqdm(
-        total=len(jobs), initial=len(jobs) - len(waiting), desc="commands", unit="command"
-    ) as progress:
+    done = len(jobs) - len(waiting)
+    with tqdm(total=len(jobs), initial=done, desc="commands", unit="command") as progress:
         try:
             while waiting or running:
                 while waiting and len(running) < num_jobs:
-                    running.append(waiting.pop(0).start())
+                    job = waiting.pop(0)
+                    job.start(_least_used_gpu(running))
+                    running.append(job)
                 for job in [job for job in running if job.ended]:
                     running.remove(job)
                     failures += job.finish()
@@ -119,31 +125,38 @@ def run_commands(commands: Iterable[str], out: Path, num_jobs: int = 1) -> list[
 
 
 class _Job:
-    """A command in a process of its own."""
+    """A command in a process of its own.
 
-    def __init__(self, command: str, out: Path, index: int) -> None:
-        name = hashlib.sha256(command.encode()).hexdigest()[:12]
+    Attributes:
+        results: file that it leaves once it has ended well.
+        gpu: number of the GPU that it sees.
+    """
+
+    gpu = 0
+
+    def __init__(self, command: str, out: Path) -> None:
         self.results = _results(command, out)
         self._command = command
         self._arguments = _arguments(command)
-        self._unfinished = out / f"{name}.unfinished.json"
-        self._log = out / f"{name}.log"
-        self._gpu = index % max(1, torch.cuda.device_count())
+        self._unfinished = self.results.with_suffix(".unfinished")
+        self._log = self.results.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] | None = None
 
-    def start(self) -> _Job:
+    def start(self, gpu: int) -> None:
+        self.gpu = gpu
         with writing_errors(self._log):
-            self._output = self._log.open("wb")
-        self._process = subprocess.Popen(
-            [*self._arguments, "--out", str(self._unfinished)],
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | _visible_gpu(self._gpu),
-            # Ctrl-C in a terminal reaches a whole group; here the commands are stopped one by one.
-            start_new_session=True,
-        )
-        return self
+            # Its rows may be of older code.
+            self._unfinished.unlink(missing_ok=True)
+            output = self._log.open("wb")
+        with output:
+            self._process = subprocess.Popen(
+                [*self._arguments, "--out", str(self._unfinished)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _visible_gpu(gpu),
+                # Ctrl-C in a terminal reaches a whole group; here commands are stopped one by one.
+                start_new_session=True,
+            )
 
     @property
     def ended(self) -> bool:
@@ -153,8 +166,6 @@ class _Job:
     def finish(self) -> list[str]:
         """Keep what the command made; what is to be said where it failed."""
         assert self._process is not None
-        assert self._output is not None
-        self._output.close()
         if self._process.returncode == 0 and self._unfinished.exists():
             self._unfinished.rename(self.results)
             return []
@@ -171,7 +182,6 @@ class _Job:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        self.finish()
 
 
 def compare(rows: Iterable[Row], out: Path) -> list[Comparison]:
@@ -212,7 +222,7 @@ def _arguments(command: str) -> list[str]:
         del words[index : index + 2]
     if words[:2] == ["sfvgen", "eval"]:
         return [sys.executable, "-m", "sfvgen_planner", *words[1:]]
-    if words[:1] == ["python"] and Path(*words[1:2]).parts[:1] == ("benchmarks",):
+    if words[:1] == ["python"] and Path(*words[1:2]).parent == Path("benchmarks"):
         require(
             Path(words[1]).is_file(),
             f"there is no {words[1]} here; run this from the root of a checkout",
@@ -222,6 +232,11 @@ def _arguments(command: str) -> list[str]:
         f"a row was made by {command!r}, but only `sfvgen eval ...` and `python benchmarks/...` "
         "are run again"
     )
+
+
+def _least_used_gpu(running: Sequence[_Job]) -> int:
+    used = [job.gpu for job in running]
+    return min(range(max(1, torch.cuda.device_count())), key=used.count)
 
 
 def _visible_gpu(index: int) -> dict[str, str]:

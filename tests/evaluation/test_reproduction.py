@@ -135,7 +135,12 @@ def test_interrupted_commands_are_stopped_and_run_again(checkout, monkeypatch):
     (checkout / "benchmarks/measure.py").write_text(SCRIPT.replace("600", "0"))
     assert run_commands(commands, checkout / "again") == []
     assert runs().count("fine") == 1
-    assert len(list((checkout / "again").glob("*.json"))) == 2
+    assert sorted(path.suffix for path in (checkout / "again").iterdir()) == [
+        ".json",
+        ".json",
+        ".log",
+        ".log",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,7 @@ def test_interrupted_commands_are_stopped_and_run_again(checkout, monkeypatch):
         ("rm -rf data", "only `sfvgen eval ...` and `python benchmarks/...` are run again"),
         ("sfvgen collect --out data", "are run again"),
         ("python elsewhere.py", "are run again"),
+        ("python benchmarks/../elsewhere.py", "are run again"),
         ("python benchmarks/gone.py", "run this from the root of a checkout"),
     ],
 )
@@ -158,6 +164,16 @@ def test_a_file_that_is_missing_is_told(checkout, capsys):
     assert "there is no result file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("gone", ["command", "ci95"])
+def test_a_row_that_cannot_be_made_again_is_told(gone, checkout, capsys):
+    broken = row("broken", 1.0, was=1.0)
+    del broken[gone]
+    file = write(checkout, broken, row("fine", 1.0, was=1.0, horizon=4))
+    assert reproduce(file) == 2
+    assert "row broken" in capsys.readouterr().err
+    assert reproduce(file, "--only", "fine") == 0
+
+
 def test_only_the_commands_are_shown(checkout, capsys):
     file = write(checkout, row("a", 1.0, was=1.0), row("a", 1.0, was=1.0, horizon=8))
     assert reproduce(file, "--list") == 0
@@ -165,11 +181,12 @@ def test_only_the_commands_are_shown(checkout, capsys):
     assert not (checkout / "again").exists()
 
 
-def test_several_gpus_are_used_in_turn(checkout, monkeypatch):
-    script = "import os, sys, json; open(sys.argv[-1], 'w').write(json.dumps({'figures': []}));"
-    script += "open('gpus.txt', 'a').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+def test_several_gpus_are_shared_out(checkout, monkeypatch):
+    script = SCRIPT.replace('"runs.txt"', '"gpus.txt"').replace("(name", "(os.environ[VISIBLE]")
+    script = script.replace("import json", "VISIBLE = 'CUDA_VISIBLE_DEVICES'\nimport os, json")
     (checkout / "benchmarks/measure.py").write_text(script)
     monkeypatch.setattr(reproduction.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    run_commands([row(name, 1.0, was=1.0)["command"] for name in "abc"], checkout / "again")
-    assert sorted((checkout / "gpus.txt").read_text()) == ["3", "3", "5"]
+    commands = [row(name, 1.0, was=1.0)["command"] for name in "abcd"]
+    assert run_commands(commands, checkout / "again", num_jobs=4) == []
+    assert sorted((checkout / "gpus.txt").read_text().split()) == ["3", "3", "5", "5"]
