@@ -128,6 +128,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.memory_writes: list[MemoryWrite] = []
         self.recalled: NearestMemory | None = None
         self.num_steps = 0
+        self.num_episodes = 0
         self._recording: EpisodeWriter | None = None
         self._instruction = ""
         self._chunk: list[tuple[np.ndarray, str]] = []
@@ -150,6 +151,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.memory_writes = []
         self._chunk = []
         self.num_steps = 0
+        self.num_episodes += 1
         if self.memory is not None:
             self.memory.reset([self.memory_index])
         self._observe(observation)
@@ -274,7 +276,8 @@ def step_batch(
 
     Raises:
         SfvgenError: where they do not share their world model and memory, one is given twice, or
-            there are not as many actions; then none of them is stepped.
+            there are not as many actions, or one of them has another shape or is not finite; then
+            none of them is stepped.
     """
     model, memory = _shared(imaginations)
     require(
@@ -285,6 +288,8 @@ def step_batch(
         len({id(own) for own in imaginations}) == len(imaginations),
         "an env can be stepped only once at a time, but one is given twice",
     )
+    for own, action in zip(imaginations, actions, strict=True):
+        _check_action(action, own.action_space)
     try:
         results = [own._advance(action) for own, action in zip(imaginations, actions, strict=True)]
     finally:
@@ -296,6 +301,14 @@ def step_batch(
         else result
         for own, result in zip(imaginations, results, strict=True)
     ]
+
+
+def _check_action(action: Any, space: gym.Space[Any]) -> None:
+    values = np.asarray(action, np.float32)
+    require(
+        values.shape == space.shape and bool(np.isfinite(values).all()),
+        f"an action must be {space.shape} finite numbers, got {action!r}",
+    )
 
 
 def _with_write(result: StepResult, write: MemoryWrite) -> StepResult:

@@ -28,6 +28,7 @@ from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.cuda_graphs import MAX_GRAPHS, CapturedFunction, module_state
 from sfvgen_planner.world_model.kernels import trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps
+from sfvgen_planner.world_model.pixels import check_latents
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,11 @@ class EpisodicMemory:
 
         Args:
             memories: Which ones; all by default.
+
+        Raises:
+            SfvgenError: There are no such memories, or the memory was detached.
         """
+        self._check_attached()
         fresh = self._adapters.start(self.num_memories)
         if memories is None:
             for name, value in fresh.items():
@@ -228,7 +233,7 @@ class EpisodicMemory:
         Raises:
             SfvgenError: An argument has the wrong type, shape or size, or the memory was detached.
         """
-        require(not self._detached, "this memory was detached: make a new one")
+        self._check_attached()
         start = time.perf_counter()
         indices = self._checked(range(self.num_memories) if memories is None else memories)
         past, future = self._latents(previous_chunks), self._latents(chunks)
@@ -264,6 +269,11 @@ class EpisodicMemory:
                                 columns[1] = self._learner.losses(probe, len(indices))
                         with self._adapters.placed(learnt, written):
                             columns[2] = self._learner.losses(probe, len(indices))
+            require(
+                bool(losses.isfinite().all()),
+                "a chunk or its past has numbers that are not finite, so it is not learnt; what "
+                "the memories held is kept",
+            )
             table = torch.stack(columns, dim=1).tolist()
             for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()
@@ -304,6 +314,7 @@ class EpisodicMemory:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        self._check_attached()
         self._enabled = value
         self._place()
 
@@ -320,6 +331,7 @@ class EpisodicMemory:
         Raises:
             SfvgenError: There are no such memories, or one is named twice.
         """
+        self._check_attached()
         before, self._visible = self._visible, self._checked(memories)
         if self._visible != before:
             self._place()
@@ -332,6 +344,9 @@ class EpisodicMemory:
 
     def detach(self) -> None:
         """Take the adapters out of the model again; this memory can't be used afterwards."""
+        if self._detached:
+            # The model may have another memory by now.
+            return
         self.world_model.num_memories = 1
         self._adapters.detach()
         self._captured, self._detached = None, True
@@ -355,9 +370,16 @@ class EpisodicMemory:
         """Put back what `state` gave.
 
         Raises:
-            SfvgenError: The state belongs to another model or rank, or there is no such memory.
+            SfvgenError: The state is that of other layers or another rank, it is not whole, there
+                is no such memory, or the memory was detached. That it is of another model with the
+                same layers is noticed by `load_pretrained` alone.
         """
+        self._check_attached()
         self._checked([index])
+        require(
+            COUNTER in state,
+            f"this is no whole state of a memory: it lacks {COUNTER}; give what state() gave",
+        )
         tensors = {k: v for k, v in state.items() if k not in (COUNTER, _HISTORY)}
         own = {name: value.shape[1:] for name, value in self._fast.items()}
         if own != {name: tensor.shape for name, tensor in tensors.items()}:
@@ -447,6 +469,9 @@ class EpisodicMemory:
             torch.mul(value[rows], mask, out=shown[name])
         self._adapters.place(shown, written)
 
+    def _check_attached(self) -> None:
+        require(not self._detached, "this memory was detached: make a new one")
+
     def _checked(self, memories: Iterable[int]) -> list[int]:
         indices = list(memories)
         valid = all(0 <= i < self.num_memories for i in indices)
@@ -460,6 +485,7 @@ class EpisodicMemory:
         unet = self.world_model.unet
         if isinstance(chunks, Tensor) and chunks.is_floating_point():
             # A copy, because those of inference mode take no part in gradients.
+            check_latents(chunks, self.world_model.latent_size)
             return chunks.clone().to(unet.device, unet.dtype)
         return self.world_model.encode(chunks).to(unet.dtype)
 

@@ -49,7 +49,7 @@ class ActionSearch:
     def __init__(self, solver: Solver | None, config: SearchConfig) -> None:
         self.solver = solver or CEM()
         self.config = config
-        self._previous: WeakKeyDictionary[ImaginationWrapper, tuple[int, np.ndarray]]
+        self._previous: WeakKeyDictionary[ImaginationWrapper, tuple[int, int, np.ndarray]]
         self._previous = WeakKeyDictionary()
 
     def reset(self, imagination: ImaginationWrapper | None = None) -> None:
@@ -99,7 +99,8 @@ class ActionSearch:
         solutions = []
         for imagination, solution in zip(imaginations, found, strict=True):
             actions = solution.actions.repeat_interleave(block, dim=0)
-            self._previous[imagination] = imagination.num_steps, actions.numpy()
+            at = (imagination.num_episodes, imagination.num_steps)
+            self._previous[imagination] = (*at, actions.numpy())
             solutions.append(replace(solution, actions=actions))
         return solutions
 
@@ -132,9 +133,10 @@ class ActionSearch:
         """What is left of the last solution."""
         if imagination not in self._previous:
             return None
-        planned_at, actions = self._previous[imagination]
+        episode, planned_at, actions = self._previous[imagination]
         taken = imagination.num_steps - planned_at
-        return actions[taken:] if 0 <= taken < len(actions) else None
+        is_present = episode == imagination.num_episodes and 0 <= taken < len(actions)
+        return actions[taken:] if is_present else None
 
     def _blocks(self, actions: np.ndarray | None, space: gym.spaces.Box) -> torch.Tensor:
         """Actions ``(T, A)``, if any, then rest, as the means of their blocks."""

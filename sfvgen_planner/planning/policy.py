@@ -87,6 +87,12 @@ class PlanningPolicy:
         config: PolicyConfig | None = None,
         goal: Goal | None = None,
     ) -> None:
+        kind = type(imagination).__name__
+        require(
+            isinstance(imagination, ImaginationWrapper),
+            f"a PlanningPolicy needs the ImaginationWrapper itself, got {kind}; put other "
+            "wrappers, such as TimeLimit, inside it",
+        )
         self.imagination = imagination
         self.planner = planner
         self.config = config or PolicyConfig()
@@ -97,6 +103,7 @@ class PlanningPolicy:
         """Begin an episode; ``seed`` makes its plans repeatable."""
         self.planner.reset(self.imagination)
         self.plans: list[PlanRecord] = []
+        self._episode = self.imagination.num_episodes
         self._rng = np.random.default_rng(seed)
 
     def act(self, observation: Any, instruction: str) -> np.ndarray:
@@ -104,7 +111,8 @@ class PlanningPolicy:
         return act_batch([self], [instruction])[0]
 
     def _needs_plan(self, frame: np.ndarray, goal: Goal) -> bool:
-        if not self.plans:
+        # A plan for the episode before is none for this one, if reset() was forgotten.
+        if not self.plans or self._episode != self.imagination.num_episodes:
             return True
         record = self.plans[-1]
         taken = self.imagination.num_steps - record.step
@@ -173,6 +181,7 @@ def _make_plans(planner: Planner, needing: Sequence[tuple[PlanningPolicy, Goal]]
     plans = plan_batch(planner, imaginations, goals, seeds)
     seconds = (time.perf_counter() - started) / len(plans)
     for (policy, goal), plan in zip(needing, plans, strict=True):
+        policy._episode = policy.imagination.num_episodes
         policy.plans.append(PlanRecord(policy.imagination.num_steps, goal, plan, seconds))
 
 

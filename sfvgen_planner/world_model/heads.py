@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
     OUTCOME_HEAD_FOLDER,
@@ -36,8 +36,9 @@ def load_heads(folder: Path) -> Heads:
     """The heads of a checkpoint folder, in single precision.
 
     Raises:
-        SfvgenError: A file is broken.
+        SfvgenError: There is no such folder, or a file is broken.
     """
+    require(folder.is_dir(), f"there is no checkpoint folder {folder}")
     with loading_errors(folder):
         return Heads(
             _load(InverseDynamics, folder / INVERSE_DYNAMICS_FOLDER),

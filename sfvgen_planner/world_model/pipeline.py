@@ -11,10 +11,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.world_model.actions import action_bounds, normalise_actions, planned_frames
 from sfvgen_planner.world_model.base_model import fit_image_size, fit_unet, latent_geometry
 from sfvgen_planner.world_model.batch_runner import BatchRunner
@@ -33,7 +34,13 @@ from sfvgen_planner.world_model.fast_sampling import FastSampling
 from sfvgen_planner.world_model.hub import HUB_OPTIONS, local_folder
 from sfvgen_planner.world_model.kernels import use_fast_kernels
 from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
-from sfvgen_planner.world_model.pixels import as_tensor, check_frames, decode_latents, encode_frames
+from sfvgen_planner.world_model.pixels import (
+    as_tensor,
+    check_frames,
+    check_latents,
+    decode_latents,
+    encode_frames,
+)
 from sfvgen_planner.world_model.sampling import denoise_chunk
 from sfvgen_planner.world_model.sampling_options import SamplingOptions
 
@@ -221,9 +228,21 @@ class VideoWorldModel(DiffusionPipeline):
         folder = local_folder(pretrained_model_name_or_path, **options)
         given = {name for name in COMPONENTS if kwargs.get(name) is not None}
         check_folder(folder, given, kwargs.get("variant"))
-        kwargs.setdefault("dtype", torch.float32)
+        # Diffusers' older name.
+        dtype = kwargs.pop("torch_dtype", torch.float32)
+        dtype = kwargs.setdefault("dtype", dtype)
+        require(
+            isinstance(dtype, torch.dtype | dict),
+            f"dtype must be one of torch's, such as torch.bfloat16, got {dtype!r}",
+        )
         with loading_errors(folder), quiet_libraries():
             model: Self = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
+        for name in COMPONENTS:
+            component = getattr(model, name)
+            if isinstance(component, nn.Module) and any(p.is_meta for p in component.parameters()):
+                raise SfvgenError(
+                    f"{folder / name} lacks weights of the model; save or copy the checkpoint again"
+                )
         return model
 
     def save_pretrained(  # type: ignore[override]
@@ -239,12 +258,19 @@ class VideoWorldModel(DiffusionPipeline):
                 `token`, `commit_message` and `create_pr`.
 
         Raises:
-            SfvgenError: Pickled weights are asked for (`safe_serialization=False`).
+            SfvgenError: Pickled weights are asked for (`safe_serialization=False`), a memory is in
+                the model, or the folder can't be written.
         """
+        require(
+            not self.memory_layers,
+            "a memory is in this model, so its weights have other names; detach() it before saving "
+            "the model (the memory's own save_pretrained keeps what it has learnt)",
+        )
         if not kwargs.pop("safe_serialization", True):
             raise SfvgenError("weights are saved as safetensors only: leave safe_serialization out")
         hub = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
         kwargs.setdefault("max_shard_size", MAX_SHARD_SIZE)
+        prepare_folder(Path(save_directory))
         with quiet_libraries():
             super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         forget_origin(Path(save_directory))
@@ -290,7 +316,12 @@ class VideoWorldModel(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`."""
+        """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`.
+
+        Raises:
+            SfvgenError: The latents have another shape.
+        """
+        check_latents(latents, self.latent_size)
         function = self._pixels if self._fast is None else self._fast.decode
         pixels = self._batches.run(
             "decode",
@@ -453,12 +484,7 @@ class VideoWorldModel(DiffusionPipeline):
         is_latent = isinstance(past, Tensor) and past.is_floating_point()
         context = past if is_latent else self.encode(past)
         assert isinstance(context, Tensor)
-        context = context.to(self.device, torch.float32)
-        if context.dim() != 5 or context.shape[1] != self.latent_size[0] or context.shape[2] < 1:
-            raise SfvgenError(
-                "past latents must have the shape (batch, channels, frames, h, w) with at least "
-                f"one frame and {self.latent_size[0]} channels, got {tuple(context.shape)}"
-            )
+        context = check_latents(context, self.latent_size).to(self.device, torch.float32)
         batch = context.shape[0]
         options.check_generators(batch)
         normalised = None

@@ -25,6 +25,23 @@ def check_frames(frames: np.ndarray | Tensor, side: int) -> Tensor:
     return pixels
 
 
+def check_latents(latents: Tensor, latent_size: tuple[int, int, int]) -> Tensor:
+    """The latents themselves.
+
+    Raises:
+        SfvgenError: They are not `(batch, channels, frames, h, w)` of the model's channels and
+            cells, or there is none.
+    """
+    channels, height, width = latent_size
+    fitting = latents.dim() == 5 and latents.shape[1] == channels and latents.numel() > 0
+    if not fitting or latents.shape[3:] != (height, width):
+        raise SfvgenError(
+            f"latents must have the shape (batch, {channels}, frames, {height}, {width}) with at "
+            f"least one frame, got {tuple(latents.shape)}"
+        )
+    return latents
+
+
 def encode_frames(vae: Any, frames: Tensor) -> Tensor:
     """Single frames uint8 `(N, H, W, 3)` to latents `(N, channels, h, w)`.
 

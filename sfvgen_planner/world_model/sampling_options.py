@@ -45,6 +45,12 @@ class SamplingOptions:
     def check_generators(self, batch: int) -> None:
         """Raise an `SfvgenError` unless a list of generators fits a batch of this size."""
         generator, share = self.generator, self.samples_per_generator
+        every = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not all(isinstance(g, torch.Generator) for g in every):
+            raise SfvgenError(
+                "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), or "
+                f"a list of them, got {generator!r}"
+            )
         if not isinstance(generator, list):
             return
         if share < 1 or len(generator) * share != batch or (self.common_noise and share == 1):

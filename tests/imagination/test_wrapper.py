@@ -14,6 +14,7 @@ from sfvgen_planner.imagination import (
     ImaginationWrapper,
     WorldModelEnv,
     imagine_batch,
+    step_batch,
 )
 from tests.point_mass import (
     SIZE,
@@ -282,3 +283,14 @@ def test_samples_disagree_by_what_the_model_does_not_know():
         env.imagine(actions).disagreement()
     with pytest.raises(SfvgenError, match="not candidates"):
         env.imagine(np.stack([actions, actions + 1])).disagreement()
+
+
+@pytest.mark.parametrize("action", [np.zeros(3), np.zeros((1, 2)), np.array([0.0, np.nan]), 0.5])
+def test_an_action_that_cannot_be_remembered_is_not_taken(wrapper, action):
+    other = ImaginationWrapper(PointMassEnv(), wrapper.world_model, wrapper.memory)
+    other.reset(seed=4)
+    before = wrapper.unwrapped.position.copy()
+    with pytest.raises(SfvgenError, match=r"\(2,\) finite numbers"):
+        step_batch([wrapper, other], [np.zeros(2), action])
+    assert wrapper.num_steps == other.num_steps == 0
+    assert np.array_equal(wrapper.unwrapped.position, before)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
+from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from tests.small_memories import FRAMES, of_both_kinds, video, write
 
@@ -239,3 +241,69 @@ def test_an_episodes_first_frame_stands_still_before_it(model):
     memory.reset()
     memory.write(latents[:, :1].expand(-1, 4, -1, -1), latents[:, 4:])
     assert all(torch.equal(memory.state()[name], value) for name, value in one.items())
+
+
+def test_a_memory_that_is_detached_twice_leaves_the_next_one_in_place(model):
+    slow = video(model)
+    old = EpisodicMemory(model)
+    old.detach()
+    new = EpisodicMemory(model, MemoryConfig(learning_rate=5e-3), num_memories=2)
+    new.write_batch(np.stack([FRAMES[:4]] * 2), np.stack([FRAMES[4:]] * 2))
+    with new.showing([1]):
+        remembering = video(model)
+    old.detach()
+    for change in (
+        old.reset,
+        partial(old.load, new.state()),
+        partial(setattr, old, "enabled", True),
+        old.showing([0]).__enter__,
+    ):
+        with pytest.raises(SfvgenError, match="detached"):
+            change()
+    assert model.num_memories == 2
+    with new.showing([1]):
+        assert torch.equal(video(model), remembering)
+    assert not torch.equal(remembering, slow)
+    new.detach()
+
+
+def test_what_is_not_finite_is_not_learnt(model):
+    memory = EpisodicMemory(model)
+    write(memory)
+    before = memory.state()
+    past, chunk = torch.zeros(4, 4, 4, 4), torch.zeros(4, 8, 4, 4)
+    past[0, 0, 0, 0] = torch.nan
+    for measure in (True, False):
+        with pytest.raises(SfvgenError, match="not finite"):
+            memory.write(past, chunk, measure=measure)
+    assert all(torch.equal(value, before[name]) for name, value in memory.state().items())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 4, 4), (4, 8, 2, 2), (4, 0, 4, 4)])
+def test_latents_of_another_model_are_refused(model, shape):
+    memory = EpisodicMemory(model)
+    with pytest.raises(SfvgenError, match=r"\(batch, 4, frames, 4, 4\)"):
+        memory.write(torch.zeros(4, 4, 4, 4), torch.zeros(shape))
+
+
+def test_a_state_that_is_not_whole_changes_nothing(model):
+    memory = EpisodicMemory(model)
+    write(memory)
+    state = memory.state()
+    del state["num_writes"]
+    memory.reset()
+    before = memory.state()
+    with pytest.raises(SfvgenError, match="lacks num_writes"):
+        memory.load(state)
+    assert all(torch.equal(value, before[name]) for name, value in memory.state().items())
+
+
+def test_a_model_is_not_saved_with_a_memory_in_it(model, tmp_path):
+    memory = EpisodicMemory(model)
+    with pytest.raises(SfvgenError, match=r"detach\(\) it before saving"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    memory.detach()
+    model.save_pretrained(tmp_path / "model")
+    again = VideoWorldModel.from_pretrained(tmp_path / "model")
+    assert torch.allclose(video(again), video(model), atol=1e-2)

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.errors import SfvgenError
@@ -16,6 +17,7 @@ from sfvgen_planner.planning import (
     ActionMagnitude,
     CEMConfig,
     GoalImage,
+    LearnedDistance,
     LearnedSuccess,
     MPCConfig,
     MPCPlanner,
@@ -108,9 +110,12 @@ def test_mpc_starts_from_the_shifted_previous_plan(imagination):
     planner.plan(imagination, goal, seed=0)
     planner.reset()
     planner.plan(imagination, goal, seed=0)
+    imagination.reset(seed=1)
+    planner.plan(imagination, goal, seed=0)
     assert starts[0] is None
     assert torch.equal(starts[1], torch.tensor([*plan.actions[1:].tolist(), [0.0, 0.0]]))
     assert starts[2] is None
+    assert starts[3] is None, "a plan for another episode"
 
 
 def test_video_planner_reads_the_actions_off_the_video(imagination):
@@ -502,3 +507,26 @@ def test_inverse_dynamics_stays_within_bounds_that_rounding_would_leave():
     inverse.head[-1].bias.data.fill_(50)
     picture = draw(np.full((1, 2), 0.5))
     assert np.array_equal(inverse.predict(picture, picture)[0], high)
+
+
+def test_no_plan_outlives_its_episode(imagination):
+    """Though the policy and the planner are not told of the reset."""
+    planner = MPCPlanner(SOLVER, config=MPCConfig(horizon=4))
+    policy = PlanningPolicy(imagination, planner, goal=draw(np.array([0.9, 0.5])))
+    policy.act(None, "")
+    imagination.reset(seed=1)
+    policy.goal = draw(np.array([0.1, 0.5]))
+    assert policy.act(None, "")[0] < 0
+    assert len(policy.plans) == 2
+
+
+def test_a_wrapper_around_the_imagination_is_refused(imagination):
+    with pytest.raises(SfvgenError, match="TimeLimit, inside it"):
+        PlanningPolicy(TimeLimit(imagination, 5), MPCPlanner(SOLVER))
+
+
+@pytest.mark.parametrize("objective", [LearnedSuccess, TaskReward, LearnedDistance])
+def test_an_objective_without_its_head_is_refused(objective, imagination):
+    goal = draw(np.array([0.1, 0.5])) if objective is LearnedDistance else "up"
+    with pytest.raises(SfvgenError, match="this model has none"):
+        MPCPlanner(SOLVER, partial(objective, None)).plan(imagination, goal, seed=0)

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model, tiny_world_model
@@ -136,3 +137,29 @@ def test_no_folder_and_no_shipped_model(tmp_path):
         VideoWorldModel.from_pretrained(tmp_path / "nothing")
     with pytest.raises(SfvgenError, match="no model called"):
         load_world_model("no-such-model")
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_precision_has_diffusers_names(saved, name):
+    model = VideoWorldModel.from_pretrained(saved, **{name: torch.bfloat16})
+    assert model.unet.dtype == torch.bfloat16
+    with pytest.raises(SfvgenError, match=r"torch\.bfloat16"):
+        VideoWorldModel.from_pretrained(saved, **{name: "bfloat16"})
+
+
+def test_weights_under_other_names_are_told(copy):
+    """As those of a model that was saved with an adapter in it."""
+    (copy / "manifest.json").unlink()
+    file = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.base_layer.weight"] = weights.pop("conv_in.weight")
+    save_file(weights, file)
+    with pytest.raises(SfvgenError, match="unet lacks weights"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_a_model_is_not_saved_onto_a_file(model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SfvgenError, match="cannot write"):
+        model.save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

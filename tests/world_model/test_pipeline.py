@@ -187,7 +187,10 @@ def test_encode_and_decode_are_each_other_s_scaling(model, past):
     [
         ({"past": np.zeros((1, 4, 32, 32, 3), np.uint8)}, "64, 64, 3"),
         ({"past": np.zeros((1, 4, 64, 64, 3), np.float32)}, "uint8|latents"),
-        ({"past": torch.zeros(1, 9, 4, 4, 4)}, "4 channels"),
+        ({"past": torch.zeros(1, 9, 4, 4, 4)}, r"\(batch, 4, frames, 4, 4\)"),
+        ({"past": torch.zeros(1, 4, 4, 2, 2)}, r"\(batch, 4, frames, 4, 4\)"),
+        ({"past": torch.zeros(1, 4, 0, 4, 4)}, "at least one frame"),
+        ({"generator": 3}, "torch.Generator"),
         ({"actions": np.zeros((1, 4, 3))}, "4 numbers"),
         ({"actions": np.full((1, 4, 4), np.nan)}, "finite"),
         ({"actions": np.full((1, 4, 4), 1.5)}, "between"),
@@ -206,6 +209,11 @@ def test_bad_input_is_one_clear_sentence(model, change, words):
     with pytest.raises(SfvgenError, match=words) as caught:
         model(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_latents_of_another_size_are_not_decoded(model):
+    with pytest.raises(SfvgenError, match=r"\(batch, 4, frames, 4, 4\)"):
+        model.decode(torch.zeros(1, 3, 1, 4, 4))
 
 
 def test_an_instruction_that_is_cut_is_told_once(caplog):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sfvgen_planner.errors import require
 from sfvgen_planner.imagination import Imagination
 from sfvgen_planner.planning.objectives.image_objective import ImageObjective
 
@@ -25,7 +26,7 @@ class LearnedDistance(ImageObjective):
         image: ``(H, W, 3)`` uint8 of the model's image size.
 
     Raises:
-        SfvgenError: where it is no such image.
+        SfvgenError: where it is no such image, or there is no temporal distance.
 
     Example:
         >>> from functools import partial
@@ -36,6 +37,11 @@ class LearnedDistance(ImageObjective):
 
     def __init__(self, temporal_distance: TemporalDistance, image: np.ndarray) -> None:
         super().__init__(image)
+        require(
+            temporal_distance is not None,
+            "LearnedDistance needs a temporal distance, and this model has none; train one with "
+            "temporal_distance in the recipe",
+        )
         self.temporal_distance = temporal_distance
 
     def _cost(self, imagination: Imagination) -> torch.Tensor:

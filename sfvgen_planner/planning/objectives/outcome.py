@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination import Imagination
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ class _OutcomeObjective(ABC):
                 f"{type(self).__name__}: the goal must be an instruction, a str of words, "
                 f"got {instruction!r}"
             )
+        require(
+            outcome_head is not None,
+            f"{type(self).__name__} needs an outcome head, and this model has none; train one with "
+            "outcome_head in the recipe",
+        )
         self.outcome_head = outcome_head
         self.instruction = instruction
 

@@ -157,6 +157,9 @@ class Bounds:
             f"initial_mean must have the shape {shape[1:]} for each of {num_envs} environments, "
             f"got {tuple(initial_means.shape[1:])} for {len(initial_means)}",
         )
+        require(
+            bool(initial_means.isfinite().all()), "initial_mean must be finite, but has NaN or inf"
+        )
         return self.clamp(initial_means.to(torch.float32))
 
     def around(self, mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
