@@ -175,7 +175,9 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="memories to compare (default: all the model has)",
     )
-    parser.add_argument("--recalls", nargs="+", metavar="NAME", help="first, previous or both")
+    parser.add_argument(
+        "--recalls", nargs="+", metavar="NAME", help="first and previous places (default: both)"
+    )
     parser.add_argument(
         "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
     )

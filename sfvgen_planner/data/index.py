@@ -67,7 +67,14 @@ class IndexEntry:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Rebuild an entry from a parsed line."""
+        """Rebuild an entry from a parsed line.
+
+        Raises:
+            KeyError, TypeError, ValueError: A value is missing, or of another kind.
+        """
+        for name in ("row", "num_steps", "seed", "frames_crc32"):
+            if not isinstance(values[name], int):
+                raise TypeError(f"{name} is {values[name]!r}")
         instructions = tuple((str(text), int(steps)) for text, steps in values["instructions"])
         source = EpisodeSource(**values["source"])
         successes = values.get("successes")

@@ -24,6 +24,7 @@ from sfvgen_planner.data.episode import BoolArray, Episode, EpisodeSource, Frame
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, require_free_folder
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.files import prepare_folder, writing_errors
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,12 @@ def to_minari(store: EpisodeStore, dataset_id: str, progress: bool = True) -> No
         raise SfvgenError(
             f"Minari has a dataset {dataset_id!r} already; give another name or version, or delete "
             f"it with `minari delete {dataset_id}`"
+        )
+    folder = Path(minari.storage.get_dataset_path(dataset_id))
+    if folder.exists():
+        raise SfvgenError(
+            f"{folder} holds something that is no Minari dataset; move it away, or give another "
+            "name or version"
         )
     with _quiet(), _made_or_removed(minari, dataset_id):
         dataset = _create(minari, store, dataset_id)
@@ -97,12 +104,14 @@ def from_minari(
     if dataset.total_episodes == 0:
         raise SfvgenError(f"the Minari dataset {dataset_id!r} has no episodes")
     # Made aside and renamed, so that a failure leaves nothing behind.
+    prepare_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
         made = Path(aside) / "store"
         with EpisodeStore.create(made, _spec(dataset, dataset_id)) as store:
             for number in tqdm(range(dataset.total_episodes), disable=not progress):
                 store.append(_episode(dataset, number, dataset_id))
-        made.replace(out)
+        with writing_errors(out):
+            made.replace(out)
     return EpisodeStore.open(out)
 
 

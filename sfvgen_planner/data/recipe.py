@@ -21,8 +21,8 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         SfvgenError: The file cannot be read, or is no YAML with sections.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SfvgenError(f"cannot read the recipe {path}: {reason}") from error
     if not isinstance(values, dict):
@@ -56,8 +56,8 @@ class DataSource(BaseModel):
 
     env_id: str
     policy: str
-    episodes: Annotated[int, Field(ge=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    episodes: Annotated[int, Field(ge=1, le=10_000_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     policy_kwargs: dict[str, Any] = Field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class DataRecipe(BaseModel):
 
     sources: Annotated[list[DataSource], Field(min_length=1)]
     frame_skip: Annotated[int, Field(ge=1)] = 1
-    image_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
 
     @model_validator(mode="after")
     def _one_env(self) -> Self:

@@ -376,7 +376,8 @@ def _read_spec(path: Path) -> StoreSpec:
         raise SfvgenError(f"{path} is no episode store (it {found}); {advice}") from error
     except (OSError, ValueError) as error:
         raise SfvgenError(f"cannot read {path / 'zarr.json'} ({error}); {advice}") from error
-    attributes = metadata.get("attributes", {}) if isinstance(metadata, dict) else {}
+    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+    attributes = attributes if isinstance(attributes, dict) else {}
     if attributes.get("format") != FORMAT:
         raise SfvgenError(f"{path} is a zarr store, but not of episodes; {advice}")
     if attributes.get("version") != VERSION:

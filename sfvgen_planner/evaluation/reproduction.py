@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,8 @@ def select_rows(
         fields: values that a row must have, such as ``{"horizon": 4}``.
 
     Raises:
-        SfvgenError: a file is missing or is no result file, or no row is left.
+        SfvgenError: a file is missing or is no result file, no row is left, or one that is can't be
+            made again.
     """
     wanted = fields or {}
     selected = {}
@@ -72,11 +76,7 @@ def select_rows(
             and all(name in row and row[name] == value for name, value in wanted.items())
         ]
         for row in selected[file]:
-            require(
-                isinstance(row.get("command"), str) and len(row.get("ci95", ())) == 2,
-                f"a row {row['name']} of {file} has no command or no interval (ci95); it can't be "
-                "made again, so leave it out with --only or --where",
-            )
+            _check_row(row, file)
     require(any(selected.values()), "no row of these result files is asked for; ask for more")
     return selected
 
@@ -106,7 +106,8 @@ def run_commands(commands: Iterable[str], out: Path, num_jobs: int = 1) -> list[
     running: list[_Job] = []
     failures = []
     done = len(jobs) - len(waiting)
-    with tqdm(total=len(jobs), initial=done, desc="commands", unit="command") as progress:
+    bar = tqdm(total=len(jobs), initial=done, desc="commands", unit="command")
+    with bar as progress, _interrupted_by_sigterm():
         try:
             while waiting or running:
                 while waiting and len(running) < num_jobs:
@@ -206,19 +207,53 @@ def take_over(file: Path, comparisons: Iterable[Comparison]) -> int:
     return len(rows)
 
 
+def _check_row(row: Row, file: Path) -> None:
+    values = row.get("ci95")
+    numbers = [row.get("value"), *(values if isinstance(values, list) else [])]
+    told = f"a row {row['name']} of {file}"
+    advice = "leave it out with --only or --where"
+    require(
+        len(numbers) == 3 and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers),
+        f"{told} has no number as its value or no two as its interval (ci95); {advice}",
+    )
+    require(isinstance(row.get("command"), str), f"{told} has no command; {advice}")
+    try:
+        json.dumps(row, allow_nan=False)
+        _arguments(row["command"])
+    except ValueError as error:
+        raise SfvgenError(f"{told} can't be made again: {error}; {advice}") from error
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """What ends this process ends the commands too, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _results(command: str, out: Path) -> Path:
     return out / f"{hashlib.sha256(command.encode()).hexdigest()[:12]}.json"
 
 
 def _arguments(command: str) -> list[str]:
-    """What to run for a row's command, without the file that it wrote.
+    """What to run for a row's command, without the files that it wrote.
 
     Raises:
         SfvgenError: it is no evaluation or benchmark of this project.
     """
-    words = shlex.split(command)
-    if "--out" in words:
-        index = words.index("--out")
+    words = [word for word in shlex.split(command) if word != "--verbose"]
+    for option in {"--out", "--plot"} & {*words}:
+        index = words.index(option)
         del words[index : index + 2]
     if words[:2] == ["sfvgen", "eval"]:
         return [sys.executable, "-m", "sfvgen_planner", *words[1:]]
@@ -229,8 +264,8 @@ def _arguments(command: str) -> list[str]:
         )
         return [sys.executable, *words[1:]]
     raise SfvgenError(
-        f"a row was made by {command!r}, but only `sfvgen eval ...` and `python benchmarks/...` "
-        "are run again"
+        f"it was made by {command!r}, but only `sfvgen eval ...` and `python benchmarks/...` are "
+        "run again"
     )
 
 

@@ -106,7 +106,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8"))["figures"]
         if any(not isinstance(row["name"], str) for row in rows):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SfvgenError(
             f'{path} is no result file ({{"figures": [...]}}); move it away or choose another name'
         ) from error

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -94,7 +94,7 @@ class LoopRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     mixed_precision: MixedPrecision = "bf16"
     compile: bool = Field(
         default=False,
@@ -115,7 +115,7 @@ class LoopRecipe(BaseModel):
         default="recent",
         description="Frames that recalls are imagined from, of `CONTEXTS`, without a memory.",
     )
-    recalls: dict[str, float] = Field(
+    recalls: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         min_length=1,
         description="Regular expressions of the instructions that need the memory, and their "
         "weights: how often each is drawn.",
@@ -160,6 +160,8 @@ class LoopRecipe(BaseModel):
             config = self.memory_config
         except TypeError as error:
             raise ValueError(f"memory: {error}") from error
+        if not any(self.recalls.values()):
+            raise ValueError("recalls: at least one needs a weight above 0")
         for pattern in self.recalls:
             try:
                 re.compile(pattern)

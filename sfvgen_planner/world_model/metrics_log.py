@@ -41,7 +41,9 @@ class MetricsLog:
         if not enabled:
             return
         if self._path.exists():
-            write_text(self._path, "".join(_lines_until(step, self._path.read_text())))
+            write_text(
+                self._path, "".join(_lines_until(step, self._path.read_text(errors="replace")))
+            )
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -21,6 +21,19 @@ _PLACES = {"subfolder", "tokenizer_subfolder"}
 _COMPILE = "torch.compile on a GPU: a minute or two before the first step, then faster."
 
 
+Channels = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+# Diffusers' UNet has no other number.
+_UNET_NORM_GROUPS = 32
+
+
+def _check_divisible(channels: tuple[int, ...], number: int, what: str) -> None:
+    if any(count % number for count in channels):
+        raise ValueError(
+            f"each of block_out_channels must be a multiple of {number} ({what}), got "
+            f"{list(channels)}"
+        )
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,10 +87,10 @@ class AutoencoderRecipe(_Component):
     With `pretrained` it is any image autoencoder of diffusers, which stays as it is.
     """
 
-    block_out_channels: tuple[int, ...] = (32, 64, 96, 128)
-    layers_per_block: int = 1
-    latent_channels: int = 16
-    norm_num_groups: int = 16
+    block_out_channels: Channels = (32, 64, 96, 128)
+    layers_per_block: int = Field(default=1, gt=0)
+    latent_channels: int = Field(default=16, gt=0)
+    norm_num_groups: int = Field(default=16, gt=0)
     kl_weight: float = Field(default=1e-6, ge=0)
     decoder_only: bool = Field(
         default=False, description="Leave the encoder, and so the latents, as they are."
@@ -91,6 +104,7 @@ class AutoencoderRecipe(_Component):
     def _trained_or_pretrained(self) -> Self:
         if self.pretrained is None and self.optimisation is None:
             raise ValueError("give optimisation to train it, or pretrained to take another's")
+        _check_divisible(self.block_out_channels, self.norm_num_groups, "norm_num_groups")
         return self
 
 
@@ -105,19 +119,33 @@ class TextRecipe(_Component):
         description="Whether it is trained with the denoiser; by default it is, but for one that "
         "`pretrained` or a text-to-video folder brings along.",
     )
-    vocab_size: int = 1000
-    max_length: int = 24
-    hidden_size: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
+    vocab_size: int = Field(default=1000, gt=0)
+    max_length: int = Field(default=24, gt=2, description="Tokens, with those of start and end.")
+    hidden_size: int = Field(default=128, gt=0)
+    num_layers: int = Field(default=2, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_heads "
+                f"({self.num_heads})"
+            )
+        return self
 
 
 class UNetRecipe(_Section):
     """The paper's denoiser (diffusers `UNet3DConditionModel`); the last level has no attention."""
 
-    block_out_channels: tuple[int, ...] = (96, 192)
-    layers_per_block: int = 1
-    attention_head_dim: int = 16
+    block_out_channels: Channels = (96, 192)
+    layers_per_block: int = Field(default=1, gt=0)
+    attention_head_dim: int = Field(default=16, gt=0)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        _check_divisible(self.block_out_channels, _UNET_NORM_GROUPS, "the groups of its norms")
+        return self
 
 
 class TransformerRecipe(_Section):
@@ -155,6 +183,13 @@ class Conditions(_Section):
     context_noise: float = Field(
         default=0.1, ge=0, description="Largest noise on the context, so that rollouts hold."
     )
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        mixes = (self.language, self.actions, self.language_and_actions, self.none)
+        if not any((*mixes, self.whole_sequence)):
+            raise ValueError("at least one mix of conditions needs a weight above 0")
+        return self
 
 
 class WorldModelRecipe(_Section):
@@ -204,8 +239,8 @@ class WorldModelRecipe(_Section):
 class InverseDynamicsRecipe(_Section):
     """Two frames to the action between them (paper section 3.4)."""
 
-    block_out_channels: tuple[int, ...] = (32, 64, 128, 128)
-    hidden_size: int = 256
+    block_out_channels: Channels = (32, 64, 128, 128)
+    hidden_size: int = Field(default=256, gt=0)
     optimisation: Optimisation
 
 
@@ -238,7 +273,7 @@ class Recipe(_Section):
     """One trained model: its data and its stages; a stage left out is not trained."""
 
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     mixed_precision: MixedPrecision = "bf16"
     data: DataRecipe
     autoencoder: AutoencoderRecipe | None = None

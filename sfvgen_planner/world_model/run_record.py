@@ -30,6 +30,7 @@ _CHECKSUMS = {
     "init_from": "the model of --init-from is another",
 }
 _MAX_TOLD = 3
+_NO_RUNS = {"model_index.json": "a model", "zarr.json": "an episode store"}
 
 
 def run_record(recipe: BaseModel, store: EpisodeStore, init_from: Path | None) -> dict[str, Any]:
@@ -60,8 +61,12 @@ def check_run(out: Path, record: dict[str, Any]) -> None:
         record: What `run_record` gives for this run.
 
     Raises:
-        SfvgenError: The folder holds checkpoints of another run, or its record can't be read.
+        SfvgenError: The folder is a model or a store, holds checkpoints of another run, or its
+            record can't be read.
     """
+    for name, kind in _NO_RUNS.items():
+        if (out / name).exists():
+            raise SfvgenError(f"{out} is {kind}; give --out a folder of its own")
     file = out / RUN_FILE
     if not file.is_file() or not any(out.glob("*/checkpoint-*")):
         return

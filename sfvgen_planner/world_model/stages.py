@@ -42,9 +42,10 @@ from sfvgen_planner.world_model.recipe import (
 from sfvgen_planner.world_model.slow_learning import SlowObjective, build_scheduler, slow_batches
 from sfvgen_planner.world_model.temporal_learning import DistanceObjective, distance_batches
 from sfvgen_planner.world_model.trainer import Evaluation, train
+from sfvgen_planner.world_model.training_checks import AUTOENCODER_STAGE
 
 STAGES = (
-    "autoencoder",
+    AUTOENCODER_STAGE,
     "world_model",
     INVERSE_DYNAMICS_FOLDER,
     OUTCOME_HEAD_FOLDER,
@@ -103,7 +104,7 @@ class Stages:
         if recipe.compile and self._device.type == "cuda":
             objective.compile(dynamic=False)
         draw = frame_batches(self._table, how.batch_size, self._model.latent_size)
-        self._train("autoencoder", objective, draw, how)
+        self._train(AUTOENCODER_STAGE, objective, draw, how)
         if not recipe.decoder_only:
             calibrate_latents(vae, self._table)
 

@@ -24,6 +24,7 @@ from sfvgen_planner.world_model.run_record import check_run, run_record, write_r
 from sfvgen_planner.world_model.stages import HELD_OUT_EVERY, Stages
 from sfvgen_planner.world_model.temporal_learning import check_pairs
 from sfvgen_planner.world_model.trainer import begin_training
+from sfvgen_planner.world_model.training_checks import check_latents_stay
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         slow = None if slow is None else going_on(slow, models.world_model)
     record = run_record(recipe, store, init_from)
     check_run(out, record)
+    check_latents_stay(recipe.autoencoder, out)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     memory = None if init_from is None else init_from / MEMORY_FOLDER

@@ -154,6 +154,15 @@ def test_wrong_names(store: EpisodeStore, tmp_path: Path, minari_folder: Path) -
         from_minari(ID, store.path, progress=False)
 
 
+def test_what_is_no_dataset_is_left_alone(store: EpisodeStore, minari_folder: Path) -> None:
+    notes = minari_folder / ID / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(SfvgenError, match="no Minari dataset; move it away"):
+        to_minari(store, ID, progress=False)
+    assert notes.read_text() == "mine"
+
+
 def test_failure_leaves_nothing_behind(
     store: EpisodeStore, minari_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

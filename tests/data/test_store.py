@@ -163,6 +163,17 @@ def test_torn_chunk_behind_the_index_is_overwritten(tmp_path: Path) -> None:
     assert_equal(EpisodeStore.open(tmp_path / "store")[1], make_episode(9, 47))
 
 
+@pytest.mark.parametrize("value", ["a", None, 1.5])
+@pytest.mark.parametrize("name", ["row", "num_steps", "seed"])
+def test_a_value_of_another_kind_is_named(tmp_path: Path, name: str, value: object) -> None:
+    fill(tmp_path / "store", 2)
+    index = tmp_path / "store/episodes.jsonl"
+    first, second = index.read_text().splitlines(keepends=True)
+    index.write_text(json.dumps({**json.loads(first), name: value}) + "\n" + second)
+    with pytest.raises(SfvgenError, match=rf"line 1 of .*{name} is"):
+        EpisodeStore.open(tmp_path / "store")
+
+
 def test_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path / "store", 3)
     index = tmp_path / "store/episodes.jsonl"

@@ -1,7 +1,10 @@
 """Figures that are made again by their own commands."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -164,14 +167,54 @@ def test_a_file_that_is_missing_is_told(checkout, capsys):
     assert "there is no result file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("gone", ["command", "ci95"])
-def test_a_row_that_cannot_be_made_again_is_told(gone, checkout, capsys):
-    broken = row("broken", 1.0, was=1.0)
-    del broken[gone]
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("command", None),
+        ("command", "sfvgen eval 'memory"),
+        ("command", "rm -rf data"),
+        ("ci95", None),
+        ("ci95", "ab"),
+        ("ci95", ["a", "b"]),
+        ("value", "x"),
+        ("horizon", float("nan")),
+    ],
+)
+def test_a_row_that_cannot_be_made_again_is_told(field, value, checkout, capsys):
+    broken = row("broken", 1.0, was=1.0) | {field: value}
     file = write(checkout, broken, row("fine", 1.0, was=1.0, horizon=4))
-    assert reproduce(file) == 2
-    assert "row broken" in capsys.readouterr().err
+    for arguments in ((), ("--list",)):
+        assert reproduce(file, *arguments) == 2
+        error = capsys.readouterr().err
+        assert "a row broken of" in error
+        assert "leave it out with --only or --where" in error
+    assert not (checkout / "runs.txt").exists()
     assert reproduce(file, "--only", "fine") == 0
+
+
+def test_files_that_a_command_wrote_are_not_written_again():
+    """What `--plot` draws would lack the rows of other commands."""
+    command = "sfvgen --verbose eval memory --plot docs/memory.png --only a --out 'my results.json'"
+    arguments = reproduction._arguments(command)
+    assert arguments[1:] == ["-m", "sfvgen_planner", "eval", "memory", "--only", "a"]
+
+
+def test_what_ends_the_run_ends_its_commands(checkout):
+    script = SCRIPT.replace("import json", "import os, json")
+    script = script.replace("time.sleep(600)", "print(os.getpid(), flush=True); time.sleep(600)")
+    (checkout / "benchmarks/measure.py").write_text(script)
+    file = write(checkout, row("slow", 1.0, was=1.0))
+    command = [sys.executable, "-m", "sfvgen_planner", "reproduce", str(file), "--out", "again"]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    logs = []
+    while not any(logs):
+        assert run.poll() is None
+        time.sleep(0.1)
+        logs = [log.read_text() for log in (checkout / "again").glob("*.log")]
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(logs[0].split()[0]), 0)
 
 
 def test_only_the_commands_are_shown(checkout, capsys):

@@ -35,6 +35,12 @@ def test_a_log_goes_on_after_the_step_it_is_given(tmp_path, rest):
     assert text == TWO + '{"step": 15, "loss": 0.25}\n'
 
 
+def test_a_damaged_log_does_not_stop_a_run(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(TWO.encode() + b"\xff")
+    write(tmp_path, 10, (15, {"loss": 0.25}))
+    assert (tmp_path / "metrics.jsonl").read_text() == TWO + '{"step": 15, "loss": 0.25}\n'
+
+
 def test_a_line_that_lacks_only_its_end_is_whole(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(TWO[:-1])
     write(tmp_path, 10, (15, {"loss": 0.25}))

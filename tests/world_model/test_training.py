@@ -99,3 +99,20 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path, monk
     # Nothing was trained twice: the loop began where the interrupted one had stopped.
     assert "| 7/10" in capsys.readouterr().err
     assert len(calls) == 10
+
+
+def test_an_autoencoder_is_not_trained_on_beneath_what_reads_its_latents(store, finished, capsys):
+    weights = (store / "run/model/vae/diffusion_pytorch_model.safetensors").read_bytes()
+    assert main([*finished, "--set", "autoencoder.optimisation.steps=5"]) == 2
+    assert "latents of an autoencoder of 4 steps" in capsys.readouterr().err
+    assert (store / "run/model/vae/diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("run/model", "a model"), ("data", "an episode store")]
+)
+def test_no_run_begins_in_a_folder_of_another_kind(store, finished, capsys, folder, kind):
+    files = set((store / folder).rglob("*"))
+    assert main([*finished[:-1], f"{store}/{folder}"]) == 2
+    assert f"is {kind}; give --out a folder of its own" in capsys.readouterr().err
+    assert set((store / folder).rglob("*")) == files
