@@ -31,7 +31,7 @@ from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper, step_batch
 from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanConfig, VideoPlanner, act_batch
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model
+from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
     if judges_loop and OURS not in offered:
         logger.warning("%s is left out: it compares the variant %s", NO_LOOP_FIGURE, OURS)
         judges_loop = False
+    if judges_loop:
+        # Known to be there before the first episode is played.
+        shipped_folder(config.no_loop_model)
     if config.asks_for(*CLOSED_LOOP_FIGURES):
         variants = {
             name: variant

@@ -392,6 +392,15 @@ def test_what_the_loop_is_worth_is_a_ratio_of_two_models(
     assert found["reference_model"] == plain
 
 
+def test_a_model_from_before_the_loop_that_is_missing_is_told_first(
+    tmp_path, looped_checkpoint, monkeypatch
+):
+    monkeypatch.setattr(memory_closed_loop, "trial_groups", None)
+    sizes = {"num_episodes": 1, "no_loop_model": "nope"}
+    with pytest.raises(SfvgenError, match="no model called nope"):
+        run(tmp_path / "a.json", looped_checkpoint, ["distance_ratio_no_loop"], **sizes)
+
+
 def test_workers_and_episodes_side_by_side_return_what_one_returns(
     tmp_path, looped_checkpoint, monkeypatch
 ):
