@@ -31,7 +31,10 @@ def test_it_loads_from_a_checkpoint_without_inverse_dynamics(tmp_path):
     assert heads.outcome_head is not None
     for name, value in head.state_dict().items():
         assert torch.equal(heads.outcome_head.state_dict()[name], value)
-    assert load_heads(tmp_path / "nothing") == (None, None, None)
+    (tmp_path / "empty").mkdir()
+    assert load_heads(tmp_path / "empty") == (None, None, None)
+    with pytest.raises(SfvgenError, match="there is no checkpoint folder"):
+        load_heads(tmp_path / "nothing")
 
 
 def recipe(batch_size=256, latent_noise=0.0):
