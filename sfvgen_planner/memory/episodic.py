@@ -244,6 +244,11 @@ class EpisodicMemory:
         )
         past = self._whole_past(past)
         windows = torch.cat([past, future], dim=2)
+        require(
+            bool(windows.isfinite().all()),
+            "a chunk or its past has numbers that are not finite, so it is not learnt; what the "
+            "memories held is kept",
+        )
         template = self._conditions(windows, past.shape[2], instructions, actions)
         for index, window in zip(indices, windows, strict=True):
             if self.config.whole_history:
@@ -269,11 +274,6 @@ class EpisodicMemory:
                                 columns[1] = self._learner.losses(probe, len(indices))
                         with self._adapters.placed(learnt, written):
                             columns[2] = self._learner.losses(probe, len(indices))
-            require(
-                bool(losses.isfinite().all()),
-                "a chunk or its past has numbers that are not finite, so it is not learnt; what "
-                "the memories held is kept",
-            )
             table = torch.stack(columns, dim=1).tolist()
             for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()

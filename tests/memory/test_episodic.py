@@ -267,8 +267,9 @@ def test_a_memory_that_is_detached_twice_leaves_the_next_one_in_place(model):
     new.detach()
 
 
-def test_what_is_not_finite_is_not_learnt(model):
-    memory = EpisodicMemory(model)
+@pytest.mark.parametrize("name", ["paper", "no_local_rule"])
+def test_what_is_not_finite_is_not_learnt(model, name):
+    memory = EpisodicMemory(model, memory_variant(name))
     write(memory)
     before = memory.state()
     past, chunk = torch.zeros(4, 4, 4, 4), torch.zeros(4, 8, 4, 4)
