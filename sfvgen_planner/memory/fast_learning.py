@@ -152,7 +152,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _normalised(gradients: FastWeights) -> FastWeights:
-    """`g / rms(g)`, for each memory and tensor by itself."""
+    """`g / rms(g)`, for each memory and tensor by itself; `gradients` is emptied on the way."""
     steps = {}
     for name in list(gradients):
         gradient = gradients.pop(name)

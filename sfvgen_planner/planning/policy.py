@@ -57,12 +57,14 @@ class PlanRecord:
         goal: that was planned for.
         plan: what came of it.
         seconds: that it took; where several were made together, an equal share of their time.
+        episode: number of the episode, of those that its environment was reset for.
     """
 
     step: int
     goal: Goal
     plan: Plan
     seconds: float
+    episode: int
 
 
 class PlanningPolicy:
@@ -103,7 +105,6 @@ class PlanningPolicy:
         """Begin an episode; ``seed`` makes its plans repeatable."""
         self.planner.reset(self.imagination)
         self.plans: list[PlanRecord] = []
-        self._episode = self.imagination.num_episodes
         self._rng = np.random.default_rng(seed)
 
     def act(self, observation: Any, instruction: str) -> np.ndarray:
@@ -111,10 +112,12 @@ class PlanningPolicy:
         return act_batch([self], [instruction])[0]
 
     def _needs_plan(self, frame: np.ndarray, goal: Goal) -> bool:
-        # A plan for the episode before is none for this one, if reset() was forgotten.
-        if not self.plans or self._episode != self.imagination.num_episodes:
+        if not self.plans:
             return True
         record = self.plans[-1]
+        # A plan for the episode before is none for this one, if reset() was forgotten.
+        if record.episode != self.imagination.num_episodes:
+            return True
         taken = self.imagination.num_steps - record.step
         executed = self.config.num_executed_steps
         if executed is None:
@@ -181,8 +184,8 @@ def _make_plans(planner: Planner, needing: Sequence[tuple[PlanningPolicy, Goal]]
     plans = plan_batch(planner, imaginations, goals, seeds)
     seconds = (time.perf_counter() - started) / len(plans)
     for (policy, goal), plan in zip(needing, plans, strict=True):
-        policy._episode = policy.imagination.num_episodes
-        policy.plans.append(PlanRecord(policy.imagination.num_steps, goal, plan, seconds))
+        own = policy.imagination
+        policy.plans.append(PlanRecord(own.num_steps, goal, plan, seconds, own.num_episodes))
 
 
 def departure(frame: np.ndarray, imagined: np.ndarray) -> float:

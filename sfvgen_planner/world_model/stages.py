@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.autoencoder import (
     AutoencoderObjective,
     calibrate_latents,
@@ -42,8 +43,8 @@ from sfvgen_planner.world_model.recipe import (
 from sfvgen_planner.world_model.slow_learning import SlowObjective, build_scheduler, slow_batches
 from sfvgen_planner.world_model.temporal_learning import DistanceObjective, distance_batches
 from sfvgen_planner.world_model.trainer import Evaluation, train
-from sfvgen_planner.world_model.training_checks import AUTOENCODER_STAGE
 
+AUTOENCODER_STAGE = "autoencoder"
 STAGES = (
     AUTOENCODER_STAGE,
     "world_model",
@@ -54,6 +55,25 @@ STAGES = (
 """In the order of training; each stage's checkpoints go to a folder of its name."""
 HELD_OUT_EVERY = 50
 """One episode in so many is held out where held-out metrics are asked for, or a head calibrated."""
+
+
+def check_latents_stay(recipe: AutoencoderRecipe | None, out: Path) -> None:
+    """Refuse to train an autoencoder on whose latents the run has trained other stages already.
+
+    Args:
+        recipe: the autoencoder's, if it is trained.
+        out: the run's folder.
+    """
+    if recipe is None or recipe.optimisation is None or recipe.decoder_only:
+        return
+    own = out / AUTOENCODER_STAGE
+    steps = [int(folder.name.rpartition("-")[2]) for folder in own.glob("checkpoint-*")]
+    later = sorted({f.parent for f in out.glob("*/checkpoint-*")} - {own})
+    if steps and later and max(steps) < recipe.optimisation.steps:
+        raise SfvgenError(
+            f"{later[0]} was trained on the latents of an autoencoder of {max(steps)} steps, which "
+            f"{recipe.optimisation.steps} steps would change; train into another --out folder"
+        )
 
 
 class Stages:

@@ -21,10 +21,9 @@ from sfvgen_planner.world_model.new_models import Parts, build_models, load_part
 from sfvgen_planner.world_model.outcome_learning import check_outcomes
 from sfvgen_planner.world_model.recipe import Recipe
 from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
-from sfvgen_planner.world_model.stages import HELD_OUT_EVERY, Stages
+from sfvgen_planner.world_model.stages import HELD_OUT_EVERY, Stages, check_latents_stay
 from sfvgen_planner.world_model.temporal_learning import check_pairs
 from sfvgen_planner.world_model.trainer import begin_training
-from sfvgen_planner.world_model.training_checks import check_latents_stay
 
 logger = logging.getLogger(__name__)
 

@@ -1,32 +1,8 @@
 """What can't be trained, told before any work."""
 
-from pathlib import Path
-
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
-from sfvgen_planner.world_model.recipe import AutoencoderRecipe
-
-AUTOENCODER_STAGE = "autoencoder"
-
-
-def check_latents_stay(recipe: AutoencoderRecipe | None, out: Path) -> None:
-    """Refuse to train an autoencoder on whose latents the run has trained other stages already.
-
-    Args:
-        recipe: the autoencoder's, if it is trained.
-        out: the run's folder.
-    """
-    if recipe is None or recipe.optimisation is None or recipe.decoder_only:
-        return
-    own = out / AUTOENCODER_STAGE
-    steps = [int(folder.name.rpartition("-")[2]) for folder in own.glob("checkpoint-*")]
-    later = sorted({f.parent for f in out.glob("*/checkpoint-*")} - {own})
-    if steps and later and max(steps) < recipe.optimisation.steps:
-        raise SfvgenError(
-            f"{later[0]} was trained on the latents of an autoencoder of {max(steps)} steps, which "
-            f"{recipe.optimisation.steps} steps would change; train into another --out folder"
-        )
 
 
 def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:

@@ -23,8 +23,8 @@ def grey(levels, size=64):
 def test_each_moment_shows_what_the_plan_in_force_imagined():
     real = grey(range(7))
     plans = [
-        PlanRecord(0, "a", Plan(np.zeros((4, 1)), grey([101, 102, 103, 104])), 0.0),
-        PlanRecord(2, "b", Plan(np.zeros((8, 1)), grey(range(203, 211))), 0.0),
+        PlanRecord(0, "a", Plan(np.zeros((4, 1)), grey([101, 102, 103, 104])), 0.0, 1),
+        PlanRecord(2, "b", Plan(np.zeros((8, 1)), grey(range(203, 211))), 0.0, 1),
     ]
     shown = imagined_frames(real, plans)[:, 0, 0, 0]
     assert shown.tolist() == [0, 101, 102, 203, 204, 205, 206]
