@@ -21,6 +21,7 @@ from sfvgen_planner.memory.layers import (
     MemoryLinear,
 )
 from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model.sampling import nothing_to_hear
 
 FastWeights = dict[str, Tensor]
 """The memories' tensors, each `(memories, ...)`, by PEFT's names of what they replace."""
@@ -145,6 +146,7 @@ class Adapters:
         if config.num_time_codes or config.instruction_code:
             layers = self._layers.values()
             self._codes = LayerCodes([x for x in layers if isinstance(x, MemoryLinear)])
+            world_model.hear = self._codes.hear
             self._hooks = (
                 unet.register_forward_pre_hook(self._codes.listen, with_kwargs=True),
                 unet.register_forward_hook(self._codes.forget, always_call=True),
@@ -246,4 +248,4 @@ class Adapters:
         for hook in self._hooks:
             hook.remove()
         self._peft.base_model.unload()
-        self._world_model.memory_layers = ()
+        self._world_model.memory_layers, self._world_model.hear = (), nothing_to_hear

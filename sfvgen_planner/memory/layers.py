@@ -8,6 +8,7 @@ memories of S samples each, in order, and costs one batched matrix product.
 
 import math
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +95,25 @@ class TableGrid(NamedTuple):
         return read[:, : self.height, : self.width].flatten(1, 2)
 
 
+class Reading(NamedTuple):
+    """A layer and what it reads from memories, as one layer: instructions and memories are given.
+
+    Attributes:
+        weight: `(groups, in, out)`, for equal shares of the batch.
+        offset: `(groups, 1, cells, 1, out)`.
+    """
+
+    weight: Tensor
+    offset: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What `MemoryLinear` gives for `(rows, frames, in)`."""
+        groups, cells = len(self.weight), self.offset.shape[2]
+        product = torch.bmm(x.reshape(groups, -1, x.shape[-1]), self.weight)
+        by_cell = product.view(groups, -1, cells, x.shape[1], product.shape[-1])
+        return by_cell.add_(self.offset).view(*x.shape[:-1], -1)
+
+
 class LayerCodes:
     """What chunk indices and instructions give all layers of the denoiser for its present batch.
 
@@ -108,11 +128,13 @@ class LayerCodes:
             `(samples, slots)`; None where there are no tables, and at other times.
         channels: for each layer how much each sample attends to the channels of what it reads
             there, `1 + U`, `(samples, 1, out)`; None as the gates.
+        readings: for each layer itself and what it reads as one, while `hear` holds them.
     """
 
     of_layer: list[tuple[Tensor, Tensor]] | None = None
     gates: tuple[Tensor, ...] | None = None
     channels: list[Tensor] | None = None
+    readings: list[Reading] | None = None
 
     def __init__(self, layers: list["MemoryLinear"]) -> None:
         by_size: dict[tuple[int, int], list[MemoryLinear]] = {}
@@ -143,11 +165,34 @@ class LayerCodes:
                     getattr(layer, name)[ADAPTER].data = share
                 self._tables[name, layers[0].code_index] = table
 
+    def hear(self, text_states: Tensor) -> AbstractContextManager[None]:
+        """Read instructions once for many calls of the denoiser, as the steps of a sampler are.
+
+        Args:
+            text_states: `(samples, tokens, text size)`.
+
+        Returns:
+            To be entered any number of times, for calls of the denoiser with these instructions.
+            It does nothing where no memory is placed, and where gradients are taken, which flow
+            through `listen` alone.
+        """
+        seen = all(x.fast_b is not None and not x.disable_adapters for x in self._layers)
+        if torch.is_grad_enabled() or not seen:
+            return nullcontext()
+        self._listen(text_states)
+        readings = [layer.reading() for layer in self._layers]
+        self.clear()
+        return _Heard(self, readings)
+
     def listen(self, unet: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before the denoiser works: hear the instructions."""
+        if self.readings is None:
+            self._listen(kwargs["encoder_hidden_states"])
+
+    def _listen(self, text_states: Tensor) -> None:
         placed = next((layer for layer in self._layers if layer.fast_b is not None), None)
         if placed is not None:
-            states = kwargs["encoder_hidden_states"].mean(dim=1)
+            states = text_states.mean(dim=1)
             assert placed.fast_b is not None
             _check_rows(len(states), len(placed.fast_b))
             scales, shifts = self._codes(states, placed)
@@ -225,6 +270,19 @@ class LayerCodes:
         return torch.stack([getattr(layer, name)[ADAPTER] for layer in layers])
 
 
+class _Heard(AbstractContextManager[None]):
+    """What `LayerCodes.hear` has read, as long as it is entered."""
+
+    def __init__(self, codes: LayerCodes, readings: list[Reading]) -> None:
+        self._codes, self._readings = codes, readings
+
+    def __enter__(self) -> None:
+        self._codes.readings = self._readings
+
+    def __exit__(self, *error: object) -> None:
+        self._codes.readings = None
+
+
 def _num_cells(layer: "MemoryLinear") -> int:
     """Cells that have a position code of their own."""
     return len(layer.lora_position_code[ADAPTER]) if ADAPTER in layer.lora_position_code else 0
@@ -299,6 +357,8 @@ class MemoryLinear(LoraLinear, MemoryLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """PEFT's own way takes Python as long as the layer's products, at every layer and step."""
+        if self.codes is not None and self.codes.readings is not None:
+            return self.codes.readings[self.code_index](x)
         result: Tensor = self.base_layer(x)
         fast_b = self.fast_b
         if fast_b is None or self.disable_adapters:
@@ -310,21 +370,43 @@ class MemoryLinear(LoraLinear, MemoryLayer):
         else:
             hidden = _products(x, self.fast_a.to(x.dtype))
         hidden = _coded(self, hidden)
-        # Result and product in one kernel, and in place where no gradient is taken of it: a step
-        # is bound by the number of its kernels and by its copies.
-        add = torch.Tensor.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-        result = add(
+        # Result and product in one kernel: a step is bound by the number of its kernels.
+        result = torch.baddbmm(
             result.view(memories, -1, result.shape[-1]),
             hidden.reshape(memories, -1, hidden.shape[-1]).to(result.dtype),
             fast_b.transpose(1, 2).to(result.dtype),
         ).view(result.shape)
         if self.fast_table is None:
             return result
-        read = self._read(self.fast_table, result)
-        return result + read if torch.is_grad_enabled() else result.add_(read)
+        return result + self._read(self.fast_table, result).reshape(-1, 1, result.shape[-1])
+
+    def reading(self) -> Reading:
+        """This layer with its memories and the codes of the instructions that are heard now.
+
+        `B ((A h + P) * (1 + W) + C)` is `(B * (1 + W)) A h + B (P * (1 + W) + C)`.
+        """
+        assert self.codes is not None
+        assert self.codes.of_layer is not None
+        assert self.fast_b is not None
+        base = self.get_base_layer()
+        # Not rounded in between where the layer is of half precision.
+        exact = torch.promote_types(base.weight.dtype, torch.float32)
+        scale, bias = self.codes.of_layer[self.code_index]
+        groups = len(scale)
+        b = self.fast_b.to(exact)
+        b = b.repeat_interleave(groups // len(b), dim=0)
+        scaled = b * scale.view(groups, 1, -1)
+        weight = base.weight.to(exact) + scaled @ self.lora_A[ADAPTER].weight.to(exact)
+        offset = bias.view(groups, -1, bias.shape[-1]).to(exact) @ b.transpose(1, 2)
+        if base.bias is not None:
+            offset = offset + base.bias
+        if self.fast_table is not None:
+            offset = offset + self._read(self.fast_table, offset)
+        dtype = base.weight.dtype
+        return Reading(weight.transpose(1, 2).to(dtype), offset[:, None, :, None].to(dtype))
 
     def _read(self, table: Tensor, like: Tensor) -> Tensor:
-        """What the open slots hold of each row's cell, `(rows, 1, out)`."""
+        """What the open slots hold of each sample's cells, `(samples, cells, out)`."""
         assert self.codes is not None
         assert self.codes.gates is not None
         assert self.codes.channels is not None
@@ -332,8 +414,7 @@ class MemoryLinear(LoraLinear, MemoryLayer):
         gates = self.codes.gates[self.code_index].unflatten(0, (len(table), -1))
         read = torch.bmm(gates.to(like.dtype), table.flatten(2).to(like.dtype))
         channels = self.codes.channels[self.code_index].to(like.dtype)
-        read = self.table_grid.spread(read.view(len(channels), *table.shape[2:]) * channels)
-        return read.reshape(-1, 1, like.shape[-1])
+        return self.table_grid.spread(read.view(len(channels), *table.shape[2:]) * channels)
 
 
 class MemoryConv3d(LoraConv3d, MemoryLayer):

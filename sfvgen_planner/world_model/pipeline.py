@@ -1,8 +1,8 @@
 """The video world model: a diffusers pipeline that imagines the next frames (paper section 3.1)."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -41,7 +41,7 @@ from sfvgen_planner.world_model.pixels import (
     decode_latents,
     encode_frames,
 )
-from sfvgen_planner.world_model.sampling import denoise_chunk
+from sfvgen_planner.world_model.sampling import denoise_chunk, nothing_to_hear
 from sfvgen_planner.world_model.sampling_options import SamplingOptions
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class VideoWorldModel(DiffusionPipeline):
         num_memories: Fast weights in the denoiser, each for an equal share of the batch, in order;
             set by the memory.
         memory_layers: The denoiser's layers that have fast weights; set by the memory.
+        hear: Reads the instructions of a chunk for these layers (`denoise_chunk`); likewise.
 
     Args:
         vae: Autoencoder of single frames, any image one of diffusers.
@@ -148,6 +149,7 @@ class VideoWorldModel(DiffusionPipeline):
         self.max_batch_size: int | None = None
         self.num_memories = 1
         self.memory_layers: tuple[Any, ...] = ()
+        self.hear: Callable[[Tensor], AbstractContextManager[None]] = nothing_to_hear
         self._full_texts: set[str] = set()
         self._batches = BatchRunner()
         self._fast: FastSampling | None = None
@@ -559,6 +561,7 @@ class VideoWorldModel(DiffusionPipeline):
             partial(
                 denoise_chunk,
                 self.denoise if self._compiled is None else self._compiled.denoise,
+                self.hear,
                 self.scheduler,
                 steps,
                 guidance_scale,

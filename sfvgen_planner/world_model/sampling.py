@@ -1,6 +1,7 @@
 """Sampling one chunk: from noise to frames that follow a clean context (paper section 3.1)."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 
+def nothing_to_hear(text_states: Tensor) -> AbstractContextManager[None]:
+    """The `hear` of `denoise_chunk` for a denoiser without a memory."""
+    return nullcontext()
+
+
 def denoise_chunk(
     denoise: Callable[..., Tensor],
+    hear: Callable[[Tensor], AbstractContextManager[None]],
     scheduler: Any,
     num_inference_steps: int,
     guidance_scale: float,
@@ -28,6 +35,8 @@ def denoise_chunk(
 
     Args:
         denoise: `VideoWorldModel.denoise`, or the same compiled.
+        hear: Reads instructions once for all steps; what it gives is entered at each call of
+            `denoise` with them.
         scheduler: diffusers' noise schedule and sampler.
         num_inference_steps: Denoiser calls, twice as many with guidance.
         guidance_scale: Of classifier-free guidance.
@@ -50,12 +59,16 @@ def denoise_chunk(
     else:
         scheduler.set_timesteps(num_inference_steps, device="cpu")
         latents = latents * scheduler.init_noise_sigma
+    heard = hear(text_states)
+    heard_nothing = None if no_text_states is None else hear(no_text_states)
     for timestep in progress_bar(scheduler.timesteps):
         window = torch.cat([context, latents], dim=2)
         timesteps = torch.full((batch,), timestep.item(), device=window.device)
-        prediction = denoise(window, timesteps, num_past, text_states, actions).float()
-        if no_text_states is not None:
-            plain = denoise(window, timesteps, num_past, no_text_states, actions).float()
+        with heard:
+            prediction = denoise(window, timesteps, num_past, text_states, actions).float()
+        if heard_nothing is not None:
+            with heard_nothing:
+                plain = denoise(window, timesteps, num_past, no_text_states, actions).float()
             prediction = plain + guidance_scale * (prediction - plain)
         prediction = prediction[:, :, num_past:]
         latents = scheduler.step(prediction, timestep, latents).prev_sample
