@@ -12,14 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory.config import MemoryConfig
-from sfvgen_planner.memory.layers import (
-    ADAPTER,
-    TIME_CODES,
-    LayerCodes,
-    MemoryConv3d,
-    MemoryLayer,
-    MemoryLinear,
-)
+from sfvgen_planner.memory.layer_codes import ADAPTER, TIME_CODES, LayerCodes
+from sfvgen_planner.memory.layers import MemoryConv3d, MemoryLayer, MemoryLinear
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.sampling import nothing_to_hear
 

@@ -11,7 +11,8 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig
 from sfvgen_planner.memory.adapter import Adapters, peft_config
 from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
-from sfvgen_planner.memory.layers import LayerCodes, MemoryLinear
+from sfvgen_planner.memory.layer_codes import LayerCodes
+from sfvgen_planner.memory.layers import MemoryLinear
 from sfvgen_planner.world_model import tiny_world_model
 
 CODED = MemoryConfig(

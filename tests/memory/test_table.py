@@ -11,9 +11,10 @@ from torch import nn
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import EpisodicMemory, MemoryConfig, memory_variant
 from sfvgen_planner.memory.adapter import Adapters, peft_config
-from sfvgen_planner.memory.layers import LayerCodes, TableGrid
+from sfvgen_planner.memory.layer_codes import LayerCodes
 from sfvgen_planner.memory.rewritten_batches import RewrittenBatches
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
+from sfvgen_planner.memory.table_grid import TableGrid
 from sfvgen_planner.world_model import tiny_world_model
 from tests.loop_tables import TABLE, recipe
 
