@@ -199,6 +199,7 @@ class RecordingMemory:
     def __init__(self, world_model: PointMassWorldModel) -> None:
         self.world_model = world_model
         self.enabled = True
+        self.lived_by: list[object] = [None]
         self.num_resets = 0
         self.writes: list[tuple[np.ndarray, np.ndarray]] = []
         self.instructions: list[str] = []

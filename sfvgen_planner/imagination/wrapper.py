@@ -6,6 +6,7 @@ learn then is one batch. The wrapper itself is the batch of one.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -154,6 +155,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.num_episodes += 1
         if self.memory is not None:
             self.memory.reset([self.memory_index])
+            self.memory.lived_by[self.memory_index] = weakref.ref(self)
         self._observe(observation)
         self._instruction = told_instruction(info)
         if self.bank is not None:
@@ -422,13 +424,21 @@ def imagine_batch(
 def _shared(
     imaginations: Sequence[ImaginationWrapper],
 ) -> tuple[VideoWorldModel, EpisodicMemory | None]:
-    """The world model and the memory of all envs."""
+    """The world model and the memory of all envs, in which each lives its own episode."""
     require(len(imaginations) > 0, "there must be at least one env")
     model, memory = imaginations[0].world_model, imaginations[0].memory
     require(
         all(own.world_model is model and own.memory is memory for own in imaginations),
         "envs that are stepped or imagine together must share one world model and one memory",
     )
+    if memory is not None:
+        for own in imaginations:
+            lived_by = memory.lived_by[own.memory_index]
+            require(
+                lived_by is None or lived_by() is own or not own._frames,
+                f"another env was reset with memory {own.memory_index} since, so this one's "
+                "episode is forgotten: reset it again, and give each env a memory_index of its own",
+            )
     return model, memory
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,6 +88,9 @@ class EpisodicMemory:
         num_memories: How many episodes are remembered at a time.
         seed: Seed of the adapters' start and of the writes' noise.
 
+    Attributes:
+        lived_by: Which env's episode each memory has; set by an `ImaginationWrapper` at its reset.
+
     Raises:
         SfvgenError: The settings match no layer, or the model has a memory already.
     """
@@ -110,6 +114,7 @@ class EpisodicMemory:
         self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
         self._captured: CapturedFunction[tuple[FastWeights, Tensor]] | None = None
         self._enabled, self._detached = True, False
+        self.lived_by: list[weakref.ref[object] | None] = [None] * num_memories
         self._visible = list(range(num_memories))
         # Learnt in single precision: steps are small.
         self._fast: FastWeights = {

@@ -356,3 +356,23 @@ def test_reversed_actions_are_imagined():
     actions = np.stack([act(step, 0) for step in range(3)])
     latents = env.imagine(actions[::-1], seed=0).latents
     assert torch.equal(latents, env.imagine(actions[::-1].copy(), seed=0).latents)
+
+
+def test_an_episode_that_another_env_took_the_memory_of_is_told_so():
+    model = tiny_world_model()
+    memory = EpisodicMemory(model)
+    first, second = (ImaginationWrapper(RandomPictureEnv(), model, memory) for _ in range(2))
+    first.reset(seed=0)
+    first.step(np.zeros(4, np.float32))
+    second.reset(seed=1)
+    for work in (lambda: first.step(np.zeros(4, np.float32)), first.imagine):
+        with pytest.raises(SfvgenError, match="memory_index of its own"):
+            work()
+    assert first.num_steps == 1
+    second.step(np.zeros(4, np.float32))
+    first.reset(seed=0)
+    first.step(np.zeros(4, np.float32))
+    # By hand a memory can be emptied at any time.
+    memory.reset()
+    first.step(np.zeros(4, np.float32))
+    assert first.num_steps == 2

@@ -287,10 +287,13 @@ def test_samples_disagree_by_what_the_model_does_not_know():
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.zeros((1, 2)), np.array([0.0, np.nan]), 0.5])
 def test_an_action_that_cannot_be_remembered_is_not_taken(wrapper, action):
-    other = ImaginationWrapper(PointMassEnv(), wrapper.world_model, wrapper.memory)
-    other.reset(seed=4)
-    before = wrapper.unwrapped.position.copy()
+    alone = [ImaginationWrapper(PointMassEnv(), wrapper.world_model) for _ in range(2)]
+    for own in alone:
+        own.reset(seed=4)
+    before = alone[0].unwrapped.position.copy()
     with pytest.raises(SfvgenError, match=r"\(2,\) finite numbers"):
-        step_batch([wrapper, other], [np.zeros(2), action])
-    assert wrapper.num_steps == other.num_steps == 0
-    assert np.array_equal(wrapper.unwrapped.position, before)
+        step_batch(alone, [np.zeros(2), action])
+    with pytest.raises(SfvgenError, match=r"\(2,\) finite numbers"):
+        wrapper.step(action)
+    assert [own.num_steps for own in (*alone, wrapper)] == [0, 0, 0]
+    assert np.array_equal(alone[0].unwrapped.position, before)
