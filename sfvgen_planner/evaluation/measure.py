@@ -60,7 +60,8 @@ class EvaluationConfig:
         config = cls(model=model)
         if device is not None:
             try:
-                torch.empty(0, device=device)
+                # Of a device without memory of its own, such as meta, nothing can be read.
+                torch.zeros(1, device=device).item()
             except (RuntimeError, AssertionError) as error:
                 raise SfvgenError(f"the device {device!r} cannot be used: {error}") from error
             config = replace(config, device=device)

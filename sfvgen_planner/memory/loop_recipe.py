@@ -2,11 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.memory.config import MemoryConfig, memory_variant
@@ -145,7 +152,9 @@ class LoopRecipe(BaseModel):
     def memory_config(self) -> MemoryConfig | None:
         """The variant with this recipe's own settings; None for no memory."""
         config = memory_variant(self.variant)
-        return None if config is None else replace(config, **self.memory)
+        if config is None:
+            return None
+        return TypeAdapter(MemoryConfig).validate_python({**asdict(config), **self.memory})
 
     def training_config(self, stage: LoopStage) -> MemoryConfig | None:
         """How memories learn in a stage."""
@@ -158,8 +167,10 @@ class LoopRecipe(BaseModel):
     def _check_settings(self) -> Self:
         try:
             config = self.memory_config
-        except TypeError as error:
-            raise ValueError(f"memory: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(["memory", *map(str, first["loc"])])
+            raise ValueError(f"{place}: {first['msg']}") from error
         if not any(self.recalls.values()):
             raise ValueError("recalls: at least one needs a weight above 0")
         for pattern in self.recalls:

@@ -53,8 +53,9 @@ def test_speed_is_measured(tmp_path, config):
 def test_unknown_figures_and_devices_are_refused(tmp_path, config):
     with pytest.raises(SfvgenError, match="skill_success_rate"):
         measure(tmp_path / "a.json", config, FIGURES, ["skill"])
-    with pytest.raises(SfvgenError, match="device"):
-        MainJobConfig.of("tabletop", "abacus")
+    for device in ("abacus", "meta"):
+        with pytest.raises(SfvgenError, match=f"the device '{device}' cannot be used"):
+            MainJobConfig.of("tabletop", device)
     with pytest.raises(SfvgenError, match="episode"):
         MainJobConfig.of("tabletop", num_episodes=0)
     assert not (tmp_path / "a.json").exists()

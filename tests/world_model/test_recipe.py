@@ -68,6 +68,21 @@ def test_a_recall_needs_a_weight(weight, words):
         LoopRecipe.load(RECIPES / "tabletop_memory.yaml", [f"recalls={{return: {weight}}}"])
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("memory.rank=x", r"memory\.rank: Input should be a valid integer"),
+        ("memory.num_time_codes=1.5", r"memory\.num_time_codes: "),
+        ("memory.rnk=3", r"memory\.rnk: Unexpected keyword argument"),
+        ("memory.rule=sgd", r"memory\.rule: Input should be 'adam' or 'normalised'"),
+        ("memory.rank=0", "rank of a memory must be positive, got 0"),
+    ],
+)
+def test_a_wrong_setting_of_a_memory_is_named(change, words):
+    with pytest.raises(SfvgenError, match=words):
+        LoopRecipe.load(RECIPES / "tabletop_memory.yaml", [change])
+
+
 def test_a_recipe_is_utf_8_in_any_locale(tmp_path, monkeypatch):
     file = tmp_path / "recipe.yaml"
     text = (RECIPES / "tabletop.yaml").read_text().replace("name: tabletop", "name: Tänzer")
