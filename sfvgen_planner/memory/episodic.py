@@ -263,7 +263,9 @@ class EpisodicMemory:
         probe = batches[0]._replace(latents=self._repeated(windows))
         rows = torch.tensor(indices, device=windows.device)
         written = torch.tensor([self._num_writes[i] for i in indices], device=windows.device)
-        before = {name: value[rows] for name, value in self._fast.items()}
+        before = self._fast
+        if indices != list(range(self.num_memories)):
+            before = {name: value[rows] for name, value in self._fast.items()}
         self._adapters.place(None)
         try:
             _, height, width = self.world_model.latent_size
