@@ -17,7 +17,11 @@ from sfvgen_planner.imagination import (
     imagine_batch,
 )
 from sfvgen_planner.planning.action_search import ActionSearch, SearchConfig
-from sfvgen_planner.planning.objectives import GoalImage, Objective
+from sfvgen_planner.planning.objectives import (
+    OBJECTIVES,
+    GoalImage,
+    Objective,
+)
 from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
 from sfvgen_planner.planning.solvers import Solver
 
@@ -52,6 +56,9 @@ class MPCPlanner(BatchPlanner):
             for one environment at a time.
         objective: makes the objective of a goal; by default the latent distance to a goal image.
         config: horizon and sampling.
+
+    Raises:
+        SfvgenError: ``objective`` is one, in place of what makes one of a goal.
     """
 
     def __init__(
@@ -60,6 +67,11 @@ class MPCPlanner(BatchPlanner):
         objective: Callable[[Any], Objective] = GoalImage,
         config: MPCConfig | None = None,
     ) -> None:
+        require(
+            callable(objective) and not isinstance(objective, OBJECTIVES),
+            "objective must make one of a goal, as GoalImage does or partial(TaskReward, head), "
+            f"but got {objective!r}; for one that is made already give lambda goal: it",
+        )
         self.objective = objective
         self.config = config or MPCConfig()
         self._search = ActionSearch(solver, self.config)

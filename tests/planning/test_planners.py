@@ -54,6 +54,12 @@ def test_mpc_with_the_task_reward_goes_where_it_is_told(imagination):
     assert plan.cost == pytest.approx(10 * SPEED * plan.actions[:, 1].sum(), abs=0.2)
 
 
+@pytest.mark.parametrize("objective", [GoalImage(np.zeros((64, 64, 3), np.uint8)), None, 3])
+def test_an_objective_in_place_of_what_makes_one_is_refused(objective):
+    with pytest.raises(SfvgenError, match="objective must make one of a goal"):
+        MPCPlanner(SOLVER, objective)
+
+
 @pytest.mark.parametrize("space", ["latent", "pixel"])
 def test_mpc_reaches_a_goal_within_reach(imagination, space):
     start = imagination.unwrapped.position

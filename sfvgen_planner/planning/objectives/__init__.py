@@ -7,7 +7,19 @@ from sfvgen_planner.planning.objectives.objective import Objective
 from sfvgen_planner.planning.objectives.outcome import LearnedSuccess, TaskReward
 from sfvgen_planner.planning.objectives.weighted_sum import WeightedSum
 
+OBJECTIVES = (
+    ActionChange,
+    ActionMagnitude,
+    GoalImage,
+    LearnedDistance,
+    LearnedSuccess,
+    TaskReward,
+    WeightedSum,
+)
+"""All kinds there are."""
+
 __all__ = [
+    "OBJECTIVES",
     "ActionChange",
     "ActionMagnitude",
     "GoalImage",
