@@ -14,6 +14,7 @@ from sfvgen_planner.memory.config import TEMPORAL_LAYERS, TEMPORAL_VALUES
 from sfvgen_planner.memory.layer_codes import LayerCodes
 from sfvgen_planner.memory.layers import MemoryLinear
 from sfvgen_planner.world_model import tiny_world_model
+from sfvgen_planner.world_model.sampling import nothing_to_hear
 
 CODED = MemoryConfig(
     rank=3,
@@ -273,6 +274,14 @@ def test_what_is_heard_once_is_what_each_call_hears(kind, slots):
             assert not torch.allclose(model.denoise(*given), each_time, atol=1e-3)
         # Nothing stays heard.
         assert torch.equal(model.denoise(*given), each_time)
+    past = torch.randn(6, 4, 4, 4, 4)
+    told = {"instruction": ["put", "move", None] * 2, "guidance_scale": 2.0}
+    videos = []
+    for hear in (model.hear, nothing_to_hear):
+        model.hear = hear
+        generator = torch.Generator().manual_seed(0)
+        videos.append(model(past, generator=generator, output_type="latent", **told).latents)
+    assert torch.allclose(*videos, atol=1e-5)
 
 
 def test_gradients_of_actions_flow_through_what_each_call_hears():
