@@ -9,9 +9,10 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
 from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.world_model.device import check_device
 
 HELD_OUT_SEED = 100_000
 """First seed of the evaluation episodes; training recipes stay below it."""
@@ -59,11 +60,7 @@ class EvaluationConfig:
         )
         config = cls(model=model)
         if device is not None:
-            try:
-                # Of a device without memory of its own, such as meta, nothing can be read.
-                torch.zeros(1, device=device).item()
-            except (RuntimeError, AssertionError) as error:
-                raise SfvgenError(f"the device {device!r} cannot be used: {error}") from error
+            check_device(device)
             config = replace(config, device=device)
         if num_episodes is None:
             return config

@@ -251,10 +251,14 @@ def _arguments(command: str) -> list[str]:
     Raises:
         SfvgenError: it is no evaluation or benchmark of this project.
     """
-    words = [word for word in shlex.split(command) if word != "--verbose"]
-    for option in {"--out", "--plot"} & {*words}:
-        index = words.index(option)
-        del words[index : index + 2]
+    words, given = [], iter(shlex.split(command))
+    for word in given:
+        name, _, value = word.partition("=")
+        if len(name) > 3 and any(option.startswith(name) for option in ("--out", "--plot")):
+            if not value:
+                next(given, None)
+        elif word != "--verbose":
+            words.append(word)
     if words[:2] == ["sfvgen", "eval"]:
         return [sys.executable, "-m", "sfvgen_planner", *words[1:]]
     if words[:1] == ["python"] and Path(*words[1:2]).parent == Path("benchmarks"):

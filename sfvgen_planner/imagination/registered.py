@@ -14,10 +14,11 @@ from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.starts import EnvStarts, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
 from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
+from sfvgen_planner.world_model.device import check_device
 from sfvgen_planner.world_model.heads import load_heads
 
 # Worlds that are made one by one, as by SB3's make_vec_env, share their model while it is in use.
-_loaded: WeakValueDictionary[tuple[Path, str], VideoWorldModel] = WeakValueDictionary()
+_loaded: WeakValueDictionary[tuple[Path, int, str], VideoWorldModel] = WeakValueDictionary()
 
 
 class ImaginedEnv(WorldModelEnv):
@@ -31,7 +32,8 @@ class ImaginedEnv(WorldModelEnv):
         start_data: an episode store to begin in the midst of instead, without any environment.
         device: that the model runs on.
         render_mode: see :class:`WorldModelEnv`.
-        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``.
+        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``; not
+            ``memory``, because the model is loaded here.
 
     Raises:
         SfvgenError: where the model, the environment or the store is missing, or an argument makes
@@ -56,7 +58,11 @@ class ImaginedEnv(WorldModelEnv):
         world_model = _shared_model(folder, device)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
         head = load_heads(folder).outcome_head
-        super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
+        try:
+            super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
+        except BaseException:
+            _close(self._starts)
+            raise
 
     def close(self) -> None:
         """Close the window and the environment that the starts came from."""
@@ -94,7 +100,11 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         world_model = _shared_model(folder, device)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
         head = load_heads(folder).outcome_head
-        super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
+        try:
+            super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
+        except BaseException:
+            _close(starts)
+            raise
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environment that the starts came from."""
@@ -102,7 +112,9 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
 
 
 def _shared_model(folder: Path, device: str) -> VideoWorldModel:
-    key = folder.resolve(), device
+    check_device(device)
+    # A folder may be written anew.
+    key = folder.resolve(), (folder / "model_index.json").stat().st_mtime_ns, device
     model = _loaded.get(key)
     if model is None:
         model = _loaded[key] = VideoWorldModel.from_pretrained(folder).to(device)

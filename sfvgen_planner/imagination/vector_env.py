@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.infos import masked_info
+from sfvgen_planner.imagination.memory_lives import begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import disagreement
 from sfvgen_planner.imagination.starts import Starts
 
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
 DEFAULT_HORIZON = 32
-
-
-def check_memory(memory: EpisodicMemory, world_model: VideoWorldModel) -> None:
-    """Refuse the memory of another world model."""
-    require(
-        memory.world_model is world_model,
-        "the memory belongs to another world model: make it from the one that imagines",
-    )
 
 
 class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -267,7 +260,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         Raises:
             SfvgenError: before ``reset``; where an action has the wrong shape, is not finite or
-                leaves the bounds; or, with ``DISABLED``, where an episode has ended.
+                leaves the bounds; with ``DISABLED``, where an episode has ended; or where another
+                env has begun an episode in a world's memory.
         """
         require(self._past is not None, "nothing has been imagined yet: call reset() first")
         over = np.flatnonzero(self._ended).tolist()
@@ -277,6 +271,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         stepped = ~self._ended
         checked = self._checked_actions(actions, stepped)
+        if self.memory is not None:
+            check_lives(self.memory, np.flatnonzero(stepped).tolist(), self)
         if over:
             self._begin(self._ended)
         previous = self._probability.copy()
@@ -342,7 +338,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._num_steps[rows] = 0
         self._ended = self._ended & ~mask
         if self.memory is not None:
-            self.memory.reset(rows.tolist())
+            begin_lives(self.memory, rows.tolist(), self)
         present = self._past[torch.from_numpy(rows), :, -1]
         self._judge(mask, present, present)
 

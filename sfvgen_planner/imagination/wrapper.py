@@ -6,7 +6,7 @@ learn then is one batch. The wrapper itself is the batch of one.
 
 from __future__ import annotations
 
-import weakref
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -21,8 +21,8 @@ from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.imagination.env import WorldModelEnv
+from sfvgen_planner.imagination.memory_lives import begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import Imagination
-from sfvgen_planner.imagination.vector_env import check_memory
 
 if TYPE_CHECKING:
     from sfvgen_planner.memory import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         NearestMemory,
     )
     from sfvgen_planner.world_model import VideoWorldModel
+
+logger = logging.getLogger(__name__)
 
 StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 """What ``gymnasium.Env.step`` returns."""
@@ -113,6 +115,11 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             bank.check_model()
         if memory is not None:
             check_memory(memory, world_model)
+            require(
+                0 <= memory_index < memory.num_memories,
+                f"memory_index must be from 0 to {memory.num_memories - 1}, the memory's "
+                f"num_memories, got {memory_index}",
+            )
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
         check_frame_skip(env, config.frame_skip)
@@ -154,8 +161,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.num_steps = 0
         self.num_episodes += 1
         if self.memory is not None:
-            self.memory.reset([self.memory_index])
-            self.memory.lived_by[self.memory_index] = weakref.ref(self)
+            begin_lives(self.memory, [self.memory_index], self)
         self._observe(observation)
         self._instruction = told_instruction(info)
         if self.bank is not None:
@@ -234,9 +240,18 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             self._recording.close()
         frame = self.past_frames[-1]
         nearest = bank.nearest(frame)
-        self.recalled = nearest if nearest is not None and nearest.is_same_scene else None
-        if self.recalled is not None:
-            self.memory.load(self.recalled.state(), self.memory_index)
+        self.recalled = None
+        if nearest is not None and nearest.is_same_scene:
+            state = nearest.state()
+            if self.memory.takes(state):
+                self.recalled = nearest
+                self.memory.load(state, self.memory_index)
+            else:
+                logger.warning(
+                    "%s knows this scene, but by a memory of other settings: the episode begins "
+                    "with an empty one",
+                    bank.path,
+                )
         if bank.mode == "a":
             self._recording = bank.begin(frame)
 
@@ -384,6 +399,7 @@ def imagine_batch(
     candidates = [_candidates(own, num_samples) for own in given]
     shapes = {None if own is None else tuple(own.shape) for own in candidates}
     require(len(shapes) == 1, f"all envs need as many actions, as long; got the shapes {shapes}")
+    is_one_chunk = num_frames is None and candidates[0] is None
     length = num_frames or (0 if candidates[0] is None else candidates[0].shape[1])
     limit = min(own.max_frames for own in imaginations)
     require(
@@ -392,6 +408,7 @@ def imagine_batch(
         f"a shorter horizon, or make ImaginationWrapper(..., max_frames={length})",
     )
     share = num_samples if candidates[0] is None else len(candidates[0])
+    window = model.config.num_past_frames + model.config.num_future_frames
     pasts = _encoded_pasts(imaginations)
     # The model takes contexts of full length or of one frame.
     num_past = model.config.num_past_frames
@@ -407,7 +424,7 @@ def imagine_batch(
                 past.repeat_interleave(share, dim=0),
                 instruction=[texts[row] for row in rows for _ in range(share)],
                 actions=torch.cat(chosen) if chosen else None,
-                num_frames=num_frames,
+                num_frames=min(window - length, limit) if is_one_chunk else num_frames,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[imaginations[row]._generator(own_seeds[row]) for row in rows],
@@ -433,12 +450,8 @@ def _shared(
     )
     if memory is not None:
         for own in imaginations:
-            lived_by = memory.lived_by[own.memory_index]
-            require(
-                lived_by is None or lived_by() is own or not own._frames,
-                f"another env was reset with memory {own.memory_index} since, so this one's "
-                "episode is forgotten: reset it again, and give each env a memory_index of its own",
-            )
+            if own._frames:
+                check_lives(memory, [own.memory_index], own)
     return model, memory
 
 

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "sfvgen-memory-bank"
 VERSION = 1
 _DESCRIPTION_FILE = "bank.json"
+_LOCK_FILE = "writer.lock"
 _DROPPED_PREFIX = ".dropped-"
 
 
@@ -119,24 +120,34 @@ class MemoryBank:
         self._writers: dict[int, EpisodeWriter] = {}
         self._first_latents: dict[int, Tensor] = {}
         if mode == "a":
-            self._make()
-        self._check_description()
-        if mode == "a":
+            self._prepare()
             self._lock = self._locked()
-            self._clean()
+        try:
+            if mode == "a":
+                self._describe()
+            self._check_description()
+            if mode == "a":
+                self._clean()
+            self._find_episodes()
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    def _find_episodes(self) -> None:
+        folders = sorted(self._episodes_folder.glob("*"))
         self._episodes = {
             episode.number: episode
-            for folder in sorted(self._episodes_folder.iterdir())
+            for folder in folders
             if (episode := BankEpisode.found(folder, self.model_fingerprint)) is not None
         }
         self._bytes = {
             number: folder_bytes(episode.path) for number, episode in self._episodes.items()
         }
         # Episodes that can't be read keep their numbers.
-        names = [folder.name for folder in self._episodes_folder.iterdir()]
-        numbers = [int(name) for name in names if is_episode_folder(name)]
+        numbers = [int(folder.name) for folder in folders if is_episode_folder(folder.name)]
         self._next_number = max(numbers, default=-1) + 1
-        if mode == "a":
+        if self.mode == "a":
             self._enforce_limit()
 
     # ---------------------------------------------------------------- reading
@@ -266,21 +277,26 @@ class MemoryBank:
     def _latents(self, frame: np.ndarray) -> Tensor:
         return self.world_model.encode(frame[None, None])[0, :, 0].float().cpu()
 
-    def _make(self) -> None:
-        description = self.path / _DESCRIPTION_FILE
-        if description.exists():
+    def _prepare(self) -> None:
+        """Make the folder, or see that it is a bank's, before anything is written into it."""
+        if (self.path / _DESCRIPTION_FILE).exists():
+            self._check_description()
             return
         prepare_folder(self.path)
-        # What a process that was killed in here may have left.
-        ours = (self._episodes_folder.name, f".{_DESCRIPTION_FILE}.")
+        # What another process has begun, or left when it was killed in here.
+        ours = (self._episodes_folder.name, _DESCRIPTION_FILE, f".{_DESCRIPTION_FILE}.", _LOCK_FILE)
         foreign = [path.name for path in self.path.iterdir() if not path.name.startswith(ours)]
         require(
             not foreign,
             f"{self.path} is there already, holds {', '.join(foreign[:3])} and is no memory bank; "
             "give an empty or a new folder",
         )
+
+    def _describe(self) -> None:
         self._episodes_folder.mkdir(exist_ok=True)
-        write_json(description, {"format": FORMAT, "version": VERSION})
+        description = self.path / _DESCRIPTION_FILE
+        if not description.exists():
+            write_json(description, {"format": FORMAT, "version": VERSION})
 
     def _check_description(self) -> None:
         file = self.path / _DESCRIPTION_FILE
@@ -299,8 +315,9 @@ class MemoryBank:
             )
 
     def _locked(self) -> IO[str]:
+        """A file that is never replaced, locked: the description may be written anew."""
         try:
-            lock = (self.path / _DESCRIPTION_FILE).open("r+")
+            lock = (self.path / _LOCK_FILE).open("a")
         except OSError as error:
             raise SfvgenError(
                 f"cannot write to the memory bank {self.path} ({error.strerror}); open it with "
@@ -354,17 +371,20 @@ class MemoryBank:
 
     def _on_close(self, number: int) -> None:
         writer = self._writers.pop(number)
-        if number not in self._episodes:
+        if number in self._episodes:
+            self._enforce_limit(kept=number)
+        else:
             del self._first_latents[number]
             shutil.rmtree(writer.path)
 
-    def _enforce_limit(self) -> None:
+    def _enforce_limit(self, kept: int | None = None) -> None:
+        """Drop the oldest episodes until the rest fits, but none that is recorded, nor `kept`."""
         if self.max_bytes is None:
             return
         for number in list(self._episodes):
             if self.num_bytes <= self.max_bytes:
                 return
-            if number not in self._writers:
+            if number not in self._writers and number != kept:
                 self._drop(number)
 
     def _drop(self, number: int) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _START_FILE = "start.safetensors"
 _CHUNK_PREFIX = "chunk_"
+# Safetensors gives the last where a file vanishes as it is opened.
+_READING_ERRORS = (OSError, SafetensorError, RuntimeError)
 _MEMORY_PREFIX = "memory."
 _FOLDER_NAME = re.compile(r"\d{8,}")
 
@@ -84,7 +87,7 @@ class BankEpisode:
             with safe_open(path / _START_FILE, framework="pt") as file:
                 model = file.metadata()["model"]
             episode = cls(path, model, expected_model)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except (*_READING_ERRORS, ValueError, KeyError, TypeError):
             return None
         return episode if len(episode) else None
 
@@ -98,7 +101,7 @@ class BankEpisode:
                     pass
             except FileNotFoundError:
                 return
-            except (OSError, SafetensorError) as error:
+            except _READING_ERRORS as error:
                 logger.warning("%s: left out from here on (%s)", file, error)
                 return
             self._num_chunks += 1
@@ -258,8 +261,12 @@ def _is_temporary(name: str) -> bool:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    """Size of the files in a folder, without those that are dropped meanwhile."""
+    size = 0
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size
 
 
 def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -272,7 +279,7 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Te
         with safe_open(path, framework="pt") as file:
             wanted = file.keys() if names is None else names
             return {name: file.get_tensor(name) for name in wanted}
-    except (OSError, SafetensorError) as error:
+    except _READING_ERRORS as error:
         raise SfvgenError(
             f"{path} cannot be read ({error}); it was dropped from the bank in the meantime or is "
             "damaged: open the bank anew"

@@ -1,5 +1,6 @@
 """What a memory is made of and how it learns: one design, of which the variants are settings."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -84,6 +85,13 @@ class MemoryConfig:
         for name in ("rank", "table_side", "learning_rate", "num_steps", "num_noise_draws"):
             value = getattr(self, name)
             require(value > 0, f"{name} of a memory must be positive, got {value}")
+        try:
+            re.compile(self.target_modules)
+        except (re.error, TypeError) as error:
+            raise SfvgenError(
+                f"target_modules of a memory, {self.target_modules!r}, is no regular expression "
+                f"({error})"
+            ) from error
         require(
             self.rule in get_args(Rule),
             f"rule of a memory must be one of {', '.join(get_args(Rule))}, got {self.rule!r}",

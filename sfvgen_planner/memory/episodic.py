@@ -1,6 +1,7 @@
 """Episodic memory, the fast weights of episodes (paper section 3.2, Eq. 3, Algorithm 1a)."""
 
 import logging
+import operator
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from sfvgen_planner.world_model.cuda_graphs import MAX_GRAPHS, CapturedFunction,
 from sfvgen_planner.world_model.kernels import trainable_attention
 from sfvgen_planner.world_model.objective import draw_timesteps
 from sfvgen_planner.world_model.pixels import check_latents
+from sfvgen_planner.world_model.sampling import nothing_to_show
 from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
 logger = logging.getLogger(__name__)
@@ -127,6 +129,7 @@ class EpisodicMemory:
             name: torch.zeros_like(value, dtype=dtype) for name, value in self._fast.items()
         }
         self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
+        world_model.show_memory = self._place
         self.reset()
 
     @classmethod
@@ -340,9 +343,9 @@ class EpisodicMemory:
         """
         self._check_attached()
         before, self._visible = self._visible, self._checked(memories)
-        if self._visible != before:
-            self._place()
         try:
+            if self._visible != before:
+                self._place()
             yield
         finally:
             changed, self._visible = self._visible != before, before
@@ -354,7 +357,7 @@ class EpisodicMemory:
         if self._detached:
             # The model may have another memory by now.
             return
-        self.world_model.num_memories = 1
+        self.world_model.num_memories, self.world_model.show_memory = 1, nothing_to_show
         self._adapters.detach()
         self._captured, self._detached = None, True
 
@@ -373,6 +376,13 @@ class EpisodicMemory:
             state[_HISTORY] = torch.stack(self._history[index])
         return state
 
+    def takes(self, state: dict[str, Tensor]) -> bool:
+        """Whether `state` is one of as many layers, of this rank and size."""
+        own = {name: value.shape[1:] for name, value in self._fast.items()}
+        return own == {
+            name: tensor.shape for name, tensor in state.items() if name not in (COUNTER, _HISTORY)
+        }
+
     def load(self, state: dict[str, Tensor], index: int = 0) -> None:
         """Put back what `state` gave.
 
@@ -388,8 +398,7 @@ class EpisodicMemory:
             f"this is no whole state of a memory: it lacks {COUNTER}; give what state() gave",
         )
         tensors = {k: v for k, v in state.items() if k not in (COUNTER, _HISTORY)}
-        own = {name: value.shape[1:] for name, value in self._fast.items()}
-        if own != {name: tensor.shape for name, tensor in tensors.items()}:
+        if not self.takes(state):
             raise SfvgenError(
                 "this memory belongs to another model, rank or set of layers; "
                 "load it with the settings it was made with"
@@ -461,7 +470,7 @@ class EpisodicMemory:
     def _place(self) -> None:
         """Show the model what the visible memories hold; unwritten ones hold nothing."""
         counts = [self._num_writes[index] for index in self._visible]
-        seen = self._enabled and any(counts)
+        seen = self._enabled and any(counts) and not self.world_model.memory_hidden
         self.world_model.num_memories = len(counts) if seen else 1
         if not seen:
             self._adapters.place(None)
@@ -480,7 +489,7 @@ class EpisodicMemory:
         require(not self._detached, "this memory was detached: make a new one")
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
-        indices = list(memories)
+        indices = [_index(index) for index in memories]
         valid = all(0 <= i < self.num_memories for i in indices)
         require(
             valid and len(set(indices)) == len(indices) > 0,
@@ -571,6 +580,13 @@ class EpisodicMemory:
             )
             for step in range(steps)
         ]
+
+
+def _index(value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise SfvgenError(f"memories are told by their numbers, got {value!r}") from error
 
 
 def _is_rounded(one: Tensor, other: Tensor) -> bool:

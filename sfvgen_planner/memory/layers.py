@@ -77,11 +77,6 @@ class MemoryLayer(LoraLayer):
                 starts[factor] = held
         return starts
 
-    @property
-    def placed(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """What `place` was given last."""
-        return self.fast_a, self.fast_b, self.chunks, self.fast_table
-
 
 class MemoryLinear(LoraLinear, MemoryLayer):
     """A linear layer that reads memory n beside its own product.
@@ -147,10 +142,11 @@ class MemoryLinear(LoraLinear, MemoryLayer):
         exact = torch.promote_types(base.weight.dtype, torch.float32)
         scale, bias = self.codes.of_layer[self.code_index]
         groups = len(scale)
-        b = self.fast_b.to(exact)
+        b, a = self.fast_b.to(exact), self.lora_A[ADAPTER].weight.to(exact)
+        if self.fast_a is not None:
+            a = self.fast_a.to(exact).repeat_interleave(groups // len(b), dim=0)
         b = b.repeat_interleave(groups // len(b), dim=0)
-        scaled = b * scale.view(groups, 1, -1)
-        weight = base.weight.to(exact) + scaled @ self.lora_A[ADAPTER].weight.to(exact)
+        weight = base.weight.to(exact) + (b * scale.view(groups, 1, -1)) @ a
         offset = bias.view(groups, -1, bias.shape[-1]).to(exact) @ b.transpose(1, 2)
         if base.bias is not None:
             offset = offset + base.bias

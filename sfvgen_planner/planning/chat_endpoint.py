@@ -108,7 +108,10 @@ class ChatEndpoint:
                     f"{self.url} answered HTTP {error.code} ({said}); check base_url, model and "
                     "API key"
                 ) from error
-        except (OSError, HTTPException) as error:
+        except SfvgenError:
+            raise
+        except (OSError, HTTPException, ValueError, OverflowError) as error:
+            # The last two: a host or a redirection that is no address, a timeout beyond all clocks.
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise SfvgenError(

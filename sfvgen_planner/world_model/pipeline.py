@@ -41,7 +41,11 @@ from sfvgen_planner.world_model.pixels import (
     decode_latents,
     encode_frames,
 )
-from sfvgen_planner.world_model.sampling import denoise_chunk, nothing_to_hear
+from sfvgen_planner.world_model.sampling import (
+    denoise_chunk,
+    nothing_to_hear,
+    nothing_to_show,
+)
 from sfvgen_planner.world_model.sampling_options import SamplingOptions
 
 logger = logging.getLogger(__name__)
@@ -67,6 +71,8 @@ class VideoWorldModel(DiffusionPipeline):
             set by the memory.
         memory_layers: The denoiser's layers that have fast weights; set by the memory.
         hear: Reads the instructions of a chunk for these layers (`denoise_chunk`); likewise.
+        show_memory: Puts what the memory holds in place, or nothing while it is hidden; likewise.
+        memory_hidden: How many `without_memory` last.
 
     Args:
         vae: Autoencoder of single frames, any image one of diffusers.
@@ -150,6 +156,8 @@ class VideoWorldModel(DiffusionPipeline):
         self.num_memories = 1
         self.memory_layers: tuple[Any, ...] = ()
         self.hear: Callable[[Tensor], AbstractContextManager[None]] = nothing_to_hear
+        self.show_memory: Callable[[], None] = nothing_to_show
+        self.memory_hidden = 0
         self._full_texts: set[str] = set()
         self._batches = BatchRunner()
         self._fast: FastSampling | None = None
@@ -177,17 +185,17 @@ class VideoWorldModel(DiffusionPipeline):
 
     @contextmanager
     def without_memory(self) -> Iterator[None]:
-        """Imagine from the slow weights alone for as long as the context lasts."""
-        before = [layer.placed for layer in self.memory_layers]
-        num_memories, self.num_memories = self.num_memories, 1
-        for layer in self.memory_layers:
-            layer.place(None, None, None)
+        """Imagine from the slow weights alone for as long as the context lasts.
+
+        What a memory learns meanwhile is seen afterwards.
+        """
+        self.memory_hidden += 1
         try:
+            self.show_memory()
             yield
         finally:
-            self.num_memories = num_memories
-            for layer, placed in zip(self.memory_layers, before, strict=True):
-                layer.place(*placed)
+            self.memory_hidden -= 1
+            self.show_memory()
 
     @property
     def graph_pool(self) -> GraphPool | None:

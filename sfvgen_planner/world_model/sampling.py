@@ -15,6 +15,10 @@ def nothing_to_hear(text_states: Tensor) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def nothing_to_show() -> None:
+    """The `show_memory` of a model without a memory."""
+
+
 def denoise_chunk(
     denoise: Callable[..., Tensor],
     hear: Callable[[Tensor], AbstractContextManager[None]],

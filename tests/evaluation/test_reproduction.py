@@ -192,9 +192,17 @@ def test_a_row_that_cannot_be_made_again_is_told(field, value, checkout, capsys)
     assert reproduce(file, "--only", "fine") == 0
 
 
-def test_files_that_a_command_wrote_are_not_written_again():
+@pytest.mark.parametrize(
+    "files",
+    [
+        "--plot docs/memory.png --only a --out 'my results.json'",
+        "--plot=docs/memory.png --only a --ou 'my results.json'",
+        "--out a.json --plo docs/memory.png --only a --plot b.png --out=b.json",
+    ],
+)
+def test_files_that_a_command_wrote_are_not_written_again(files):
     """What `--plot` draws would lack the rows of other commands."""
-    command = "sfvgen --verbose eval memory --plot docs/memory.png --only a --out 'my results.json'"
+    command = f"sfvgen --verbose eval memory {files}"
     arguments = reproduction._arguments(command)
     assert arguments[1:] == ["-m", "sfvgen_planner", "eval", "memory", "--only", "a"]
 

@@ -246,8 +246,9 @@ def test_what_does_not_belong_together_is_refused():
     twins[0].reset(seed=0)
     with pytest.raises(SfvgenError, match="memories must be different numbers"):
         imagine_batch(twins)
-    with pytest.raises(SfvgenError, match="from 0 to 1, got \\[2\\]"):
-        ImaginationWrapper(RandomPictureEnv(), model, memory, memory_index=2).reset(seed=0)
+    for index in (2, -1):
+        with pytest.raises(SfvgenError, match=f"from 0 to 1, .* got {index}"):
+            ImaginationWrapper(RandomPictureEnv(), model, memory, memory_index=index)
 
 
 class StrictEnv(RandomPictureEnv):
@@ -366,7 +367,7 @@ def test_an_episode_that_another_env_took_the_memory_of_is_told_so():
     first.step(np.zeros(4, np.float32))
     second.reset(seed=1)
     for work in (lambda: first.step(np.zeros(4, np.float32)), first.imagine):
-        with pytest.raises(SfvgenError, match="memory_index of its own"):
+        with pytest.raises(SfvgenError, match="a memory of its own"):
             work()
     assert first.num_steps == 1
     second.step(np.zeros(4, np.float32))

@@ -129,7 +129,7 @@ def test_the_environment_of_the_model_is_the_default(tmp_path):
     assert np.array_equal(env.reset(seed=1)[0], expected)
 
 
-def test_what_is_missing_is_told_in_one_sentence(arguments, store):
+def test_what_is_missing_is_told_in_one_sentence(arguments, store, monkeypatch):
     model = arguments["model"]
     with pytest.raises(SfvgenError, match="no model called nowhere"):
         gym.make(ID, model="nowhere")
@@ -139,8 +139,31 @@ def test_what_is_missing_is_told_in_one_sentence(arguments, store):
         gym.make(ID, **arguments, start_data=str(store))
     with pytest.raises(SfvgenError, match="cannot make the environment 'Nowhere-v0'"):
         gym.make_vec(ID, 2, model=model, env_id="Nowhere-v0")
+    closed = []
+    monkeypatch.setattr(PointMassEnv, "close", lambda env: closed.append(env))
     with pytest.raises(SfvgenError, match="horizon must be at least 1"):
         gym.make(ID, **arguments, horizon=0)
+    with pytest.raises(SfvgenError, match="horizon must be at least 1"):
+        gym.make_vec(ID, 2, **arguments, horizon=0)
+    assert len(closed) == 2
+    for device in ("gpu", "meta"):
+        with pytest.raises(SfvgenError, match=f"the device '{device}' cannot be used"):
+            gym.make(ID, **arguments, device=device)
+
+
+def test_a_model_that_is_trained_on_is_loaded_anew(tmp_path):
+    envs, frames = [], []
+    for seed in (0, 1):
+        model = tiny_world_model(seed=seed, action_size=2)
+        model.save_pretrained(tmp_path / "model")
+        # The first is still in use.
+        envs.append(gym.make(ID, model=str(tmp_path / "model"), env_id=STARTS))
+        envs[-1].reset(seed=0)
+        frames.append(envs[-1].step(np.zeros(2, np.float32))[0])
+        by_hand = WorldModelEnv(model, EnvStarts(PointMassEnv(), image_size=64))
+        by_hand.reset(seed=0)
+        assert np.array_equal(by_hand.step(np.zeros(2, np.float32))[0], frames[-1])
+    assert not np.array_equal(*frames)
 
 
 def test_the_id_may_name_the_module_that_registers_it(arguments, monkeypatch):

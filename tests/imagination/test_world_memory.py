@@ -8,10 +8,17 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.imagination import EnvStarts, Start, WorldModelEnv, WorldModelVectorEnv
+from sfvgen_planner.imagination import (
+    EnvStarts,
+    ImaginationWrapper,
+    Start,
+    WorldModelEnv,
+    WorldModelVectorEnv,
+)
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory
 from sfvgen_planner.world_model import tiny_world_model
 from tests.point_mass import PointMassEnv, PointMassWorldModel, RecordingMemory
+from tests.tiny_env import RandomPictureEnv
 
 MEMORY = replace(MEMORY_VARIANTS["ours"], rank=2, num_steps=1, num_noise_draws=1, learning_rate=0.1)
 NUM_STEPS = 18
@@ -162,3 +169,18 @@ def test_memories_that_do_not_fit_are_refused():
         WorldModelEnv(model, starts, memory=memory)
     with pytest.raises(SfvgenError, match="belongs to another world model"):
         WorldModelVectorEnv(tiny_world_model(), starts, 2, memory=memory)
+
+
+def test_a_world_whose_memory_another_took_is_told_so():
+    model = tiny_world_model()
+    memory = EpisodicMemory(model)
+    env = ImaginationWrapper(RandomPictureEnv(), model, memory)
+    env.reset(seed=0)
+    world = WorldModelEnv(model, starts, memory=memory)
+    world.reset(seed=0)
+    with pytest.raises(SfvgenError, match="another env was reset with memory 0"):
+        env.step(np.zeros(4, np.float32))
+    world.step(np.zeros(4, np.float32))
+    env.reset(seed=0)
+    with pytest.raises(SfvgenError, match="another env was reset with memory 0"):
+        world.step(np.zeros(4, np.float32))

@@ -265,6 +265,9 @@ def test_a_horizon_beyond_what_is_trusted_is_refused_before_any_work(max_frames,
     # Together they imagine no further than the most careful one.
     with pytest.raises(SfvgenError, match=f"the {limit} "):
         imagine_batch([bolder, env], num_frames=limit + 1)
+    env.reset(seed=0)
+    usual = env.imagine(num_samples=1)
+    assert usual.latents.shape[2] == min(limit, 11)
     with pytest.raises(SfvgenError, match="max_frames must be at least 1"):
         ImaginationWrapper(PointMassEnv(), model, max_frames=0)
 

@@ -249,11 +249,15 @@ def test_imagining_takes_two_kernels_a_layer_and_no_copies():
 
 
 @pytest.mark.parametrize("kind", ["unet", "transformer"])
-@pytest.mark.parametrize("slots", [0, 2])
-def test_what_is_heard_once_is_what_each_call_hears(kind, slots):
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_time_slots": 2}, {"rule": "adam", "learning_rate": 0.05}],
+    ids=["adapters", "table", "own_a"],
+)
+def test_what_is_heard_once_is_what_each_call_hears(kind, settings):
     """3 memories of which one is empty, 2 samples each, with instructions of their own."""
     model = tiny_world_model(denoiser=kind).to(torch.float64)
-    config = replace(CODED, instruction_code=True, num_time_slots=slots)
+    config = replace(CODED, instruction_code=True, **settings)
     memory = EpisodicMemory(model, config, num_memories=3)
     for parameter in memory._adapters.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -522,3 +522,79 @@ def test_an_episode_of_a_known_scene_starts_from_its_memory(tmp_path):
 def assert_same(left, right):
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], tensor) for name, tensor in right.items())
+
+
+def test_of_two_that_make_a_bank_at_once_one_writes_it(tmp_path, model, monkeypatch):
+    """The second comes while the first has not yet described the folder as a bank."""
+    describe, refused = MemoryBank._describe, []
+
+    def interrupted(bank):
+        if not refused:
+            refused.append(None)
+            with pytest.raises(SfvgenError, match="another process is writing"):
+                MemoryBank(tmp_path, model)
+        describe(bank)
+
+    monkeypatch.setattr(MemoryBank, "_describe", interrupted)
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+        with pytest.raises(SfvgenError, match="another process is writing"):
+            MemoryBank(tmp_path, model)
+    assert len(MemoryBank(tmp_path, model, mode="r")) == 1
+    # A bank that can't be opened is not held.
+    (tmp_path / "bank.json").write_text("{}")
+    with pytest.raises(SfvgenError, match="no memory bank"):
+        MemoryBank(tmp_path, model)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unable to open file"), FileNotFoundError("gone")])
+def test_an_episode_that_vanishes_as_it_is_read_is_left_out(tmp_path, model, monkeypatch, error):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+        record(bank, 1, 1)
+    reader = MemoryBank(tmp_path, model, mode="r")
+    real = bank_episode.safe_open
+
+    def safe_open(path, framework):
+        if path.parent.name.endswith("0"):
+            raise error
+        return real(path, framework)
+
+    monkeypatch.setattr(bank_episode, "safe_open", safe_open)
+    assert [episode.number for episode in MemoryBank(tmp_path, model, mode="r")] == [1]
+    with pytest.raises(SfvgenError, match="dropped from the bank in the meantime"):
+        reader[0].first_frame()
+    assert bank_episode.folder_bytes(tmp_path / "nowhere") == 0
+    shutil.rmtree(tmp_path / "episodes")
+    assert len(MemoryBank(tmp_path, model, mode="r")) == 0
+
+
+def test_episodes_that_end_side_by_side_keep_to_the_limit(tmp_path, model):
+    with MemoryBank(tmp_path, model) as bank:
+        record(bank, 0, 1)
+        one = bank.num_bytes
+    bank = MemoryBank(tmp_path, model, max_bytes=int(1.5 * one))
+    writers = [bank.begin(picture(seed)) for seed in (1, 2)]
+    for seed, writer in enumerate(writers):
+        writer.append(*chunk(seed))
+    for writer in writers:
+        writer.close()
+    assert [episode.number for episode in bank] == [2]
+
+
+def test_a_memory_of_other_settings_is_not_gone_on_from(tmp_path, caplog):
+    model = tiny_world_model()
+    for rank in (2, 3):
+        config = MemoryConfig(rank=rank, num_steps=1, num_noise_draws=1)
+        memory = EpisodicMemory(model, config)
+        empty = memory.state()
+        with MemoryBank(tmp_path, model, same_scene_distance=1e-3) as bank:
+            env = ImaginationWrapper(RandomPictureEnv(), model, memory, bank=bank)
+            env.reset(seed=0)
+            assert env.recalled is None
+            assert_same(memory.state(), empty)
+            for action in np.zeros((8, 4), np.float32):
+                env.step(action)
+            env.close()
+        memory.detach()
+    assert "by a memory of other settings" in caplog.text

@@ -7,7 +7,7 @@ import torch
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
-from sfvgen_planner.world_model import VideoWorldModel
+from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from tests.small_memories import FRAMES, of_both_kinds, video, write
 
@@ -308,3 +308,30 @@ def test_a_model_is_not_saved_with_a_memory_in_it(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = VideoWorldModel.from_pretrained(tmp_path / "model")
     assert torch.allclose(video(again), video(model), atol=1e-2)
+
+
+def test_what_happens_to_a_hidden_memory_is_seen_afterwards_and_only_then():
+    model = tiny_world_model()
+    config = replace(MEMORY_VARIANTS["ours"], rank=2, num_noise_draws=1, learning_rate=0.1)
+    memory = EpisodicMemory(model, config, num_memories=2)
+    past, chunk = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 4, 8, 4, 4)
+
+    def imagine(count=2):
+        generator = torch.Generator().manual_seed(0)
+        return model(past[:count], generator=generator, output_type="latent").latents
+
+    slow = imagine()
+    with model.without_memory():
+        memory.write_batch(past, chunk)
+        assert torch.equal(imagine(), slow)
+        with memory.showing([1]), model.without_memory():
+            assert torch.equal(imagine(), slow)
+        assert torch.allclose(imagine(1), slow[:1], atol=1e-3)
+    learnt = imagine()
+    assert not torch.allclose(learnt, slow, atol=1e-3)
+    with pytest.raises(SfvgenError, match="by their numbers"), memory.showing([0.0]):
+        pass
+    assert torch.equal(imagine(), learnt)
+    with model.without_memory():
+        memory.reset()
+    assert torch.equal(imagine(), slow)

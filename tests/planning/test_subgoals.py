@@ -181,6 +181,17 @@ def test_an_endpoint_that_is_not_there():
             ChatEndpoint(url, "m").ask([])
 
 
+@pytest.mark.parametrize("url", ["http://a..b/v1", f"http://{'a' * 70}.com/v1"])
+def test_a_host_that_is_none_can_t_be_reached(url):
+    with pytest.raises(SfvgenError, match=r"can't be reached .* correct base_url"):
+        ChatEndpoint(url, "m").ask([])
+
+
+def test_a_timeout_beyond_all_clocks_is_told():
+    with pytest.raises(SfvgenError, match=r"can't be reached \(.*too large|out of range"):
+        ChatEndpoint("http://127.0.0.1:9/v1", "m", timeout_s=1e12).ask([])
+
+
 @pytest.mark.parametrize("status", [400, 404, 429, 500])
 def test_an_http_error_is_told_with_what_the_endpoint_says(status):
     body = json.dumps({"error": {"message": "no such\n model"}}, indent=1)
