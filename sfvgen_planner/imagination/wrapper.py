@@ -424,7 +424,7 @@ def imagine_batch(
                 past.repeat_interleave(share, dim=0),
                 instruction=[texts[row] for row in rows for _ in range(share)],
                 actions=torch.cat(chosen) if chosen else None,
-                num_frames=min(window - length, limit) if is_one_chunk else num_frames,
+                num_frames=limit if is_one_chunk and window - length > limit else num_frames,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[imaginations[row]._generator(own_seeds[row]) for row in rows],
