@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sfvgen_planner.data.episode import EpisodeSource
 from sfvgen_planner.errors import SfvgenError
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model")
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -34,7 +42,7 @@ def validated(model: type[Model], values: object, where: str) -> Model:
     """Check `values` and make a `model` of them.
 
     Args:
-        model: A pydantic model.
+        model: A pydantic model, or a dataclass.
         values: Parsed YAML, or keyword arguments.
         where: What an error message names as the place of the mistake.
 
@@ -42,7 +50,7 @@ def validated(model: type[Model], values: object, where: str) -> Model:
         SfvgenError: A value is missing, unknown or out of range.
     """
     try:
-        return model.model_validate(values)
+        return TypeAdapter(model).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])

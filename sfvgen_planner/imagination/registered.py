@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -58,11 +59,8 @@ class ImaginedEnv(WorldModelEnv):
         world_model = _shared_model(folder, device)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
         head = load_heads(folder).outcome_head
-        try:
+        with _closed_on_error(self._starts):
             super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
-        except BaseException:
-            _close(self._starts)
-            raise
 
     def close(self) -> None:
         """Close the window and the environment that the starts came from."""
@@ -100,11 +98,8 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         world_model = _shared_model(folder, device)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
         head = load_heads(folder).outcome_head
-        try:
+        with _closed_on_error(starts):
             super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
-        except BaseException:
-            _close(starts)
-            raise
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environment that the starts came from."""
@@ -139,6 +134,15 @@ def _starts(
         "the world model does not tell what it was trained on: give env_id or start_data",
     )
     return EnvStarts(make_env(env_id, env_kwargs), model.config.image_size)
+
+
+@contextmanager
+def _closed_on_error(starts: Starts) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _close(starts)
+        raise
 
 
 def _close(starts: Starts) -> None:

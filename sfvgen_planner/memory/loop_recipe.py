@@ -6,14 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.memory.config import MemoryConfig, memory_variant
@@ -154,7 +147,7 @@ class LoopRecipe(BaseModel):
         config = memory_variant(self.variant)
         if config is None:
             return None
-        return TypeAdapter(MemoryConfig).validate_python({**asdict(config), **self.memory})
+        return validated(MemoryConfig, {**asdict(config), **self.memory}, "memory")
 
     def training_config(self, stage: LoopStage) -> MemoryConfig | None:
         """How memories learn in a stage."""
@@ -165,12 +158,7 @@ class LoopRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
-        try:
-            config = self.memory_config
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(["memory", *map(str, first["loc"])])
-            raise ValueError(f"{place}: {first['msg']}") from error
+        config = self.memory_config
         if not any(self.recalls.values()):
             raise ValueError("recalls: at least one needs a weight above 0")
         for pattern in self.recalls:

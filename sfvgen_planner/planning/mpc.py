@@ -17,11 +17,7 @@ from sfvgen_planner.imagination import (
     imagine_batch,
 )
 from sfvgen_planner.planning.action_search import ActionSearch, SearchConfig
-from sfvgen_planner.planning.objectives import (
-    OBJECTIVES,
-    GoalImage,
-    Objective,
-)
+from sfvgen_planner.planning.objectives import OBJECTIVES, GoalImage, Objective
 from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
 from sfvgen_planner.planning.solvers import Solver
 
