@@ -91,7 +91,7 @@ class EpisodicMemory:
         seed: Seed of the adapters' start and of the writes' noise.
 
     Attributes:
-        lived_by: Which env's episode each memory has; set by an `ImaginationWrapper` at its reset.
+        lived_by: Which env's episode each memory has; set by imagining envs at their reset.
 
     Raises:
         SfvgenError: The settings match no layer, or the model has a memory already.
