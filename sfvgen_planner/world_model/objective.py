@@ -10,9 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 
-def draw_timesteps(
-    scheduler: Any, uniform: Tensor, min_noise: float = 0.0, shift: float | None = None
-) -> Tensor:
+def draw_timesteps(scheduler: Any, uniform: Tensor, min_noise: float = 0.0) -> Tensor:
     """Training timesteps from uniform numbers in [0, 1), of any shape.
 
     Flow matching: continuous, with the density of the scheduler's own shifted grid, so that
@@ -22,13 +20,12 @@ def draw_timesteps(
         scheduler: diffusers' scheduler.
         uniform: The random numbers.
         min_noise: Draw only from this share of all timesteps on, in [0, 1).
-        shift: Of flow matching, another than the scheduler's.
     """
     count = scheduler.config.num_train_timesteps
     if not _is_flow(scheduler):
         # A number just below 1 may be rounded up to it.
         return ((min_noise + (1 - min_noise) * uniform) * count).long().clamp(max=count - 1)
-    shift = shift or scheduler.config.shift
+    shift = scheduler.config.shift
     lowest = min_noise / (shift - (shift - 1) * min_noise)
     uniform = lowest + (1 - lowest) * uniform
     return shift * uniform / (1 + (shift - 1) * uniform) * count

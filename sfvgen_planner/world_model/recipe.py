@@ -216,12 +216,6 @@ class WorldModelRecipe(_Section):
         gt=0,
         description="Of rectified flow: above 1, training and sampling dwell on high noise.",
     )
-    training_shift: float | None = Field(
-        default=None,
-        gt=0,
-        description="Another shift for training alone. Few sampler steps take place at high "
-        "noise, which a larger one trains more.",
-    )
     compile: bool = Field(default=False, description=_COMPILE)
     gradient_checkpointing: bool = Field(
         default=False,

@@ -116,15 +116,8 @@ class SlowWindows:
     with actions, language is used only where one instruction holds over all future frames.
     """
 
-    def __init__(
-        self,
-        table: FrameTable,
-        model: VideoWorldModel,
-        conditions: Conditions,
-        shift: float | None = None,
-    ) -> None:
+    def __init__(self, table: FrameTable, model: VideoWorldModel, conditions: Conditions) -> None:
         self.device = table.frames.device
-        self._shift = shift
         self._table = table
         self._scheduler = model.scheduler
         self._conditions = conditions
@@ -189,7 +182,7 @@ class SlowWindows:
             context_given=(mix != _WHOLE_SEQUENCE).float(),
             noise=noise,
             context_noise=scale * context_noise,
-            timesteps=draw_timesteps(self._scheduler, uniform(batch_size), shift=self._shift),
+            timesteps=draw_timesteps(self._scheduler, uniform(batch_size)),
         )
 
 
@@ -197,7 +190,7 @@ def slow_batches(
     table: FrameTable, model: VideoWorldModel, recipe: WorldModelRecipe
 ) -> Callable[[torch.Generator], SlowBatch]:
     """Random windows of an encoded table, each with a random mix of conditions."""
-    windows = SlowWindows(table, model, recipe.conditions, recipe.training_shift)
+    windows = SlowWindows(table, model, recipe.conditions)
     num_frames = recipe.num_past_frames + recipe.num_future_frames
     starts = table.window_starts(num_frames)
     told = {past: told_starts(table, past) for past in (1, recipe.num_past_frames)}

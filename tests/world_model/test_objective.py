@@ -71,11 +71,3 @@ def test_an_exact_denoiser_leads_the_sampler_to_the_clean_frames(
     past = torch.zeros(1, 4, 1, 4, 4)
     output = model(past, num_frames=5, num_inference_steps=num_inference_steps).latents
     assert torch.allclose(output, clean, atol=1e-2)
-
-
-def test_training_may_dwell_on_more_noise_than_sampling():
-    uniform = torch.tensor([0.25, 0.5, 0.75])
-    expected = draw_timesteps(FlowMatchEulerDiscreteScheduler(shift=12.0), uniform)
-    drawn = draw_timesteps(FlowMatchEulerDiscreteScheduler(shift=4.0), uniform, shift=12.0)
-    assert torch.allclose(drawn, expected)
-    assert (drawn > draw_timesteps(FlowMatchEulerDiscreteScheduler(shift=4.0), uniform)).all()
