@@ -52,8 +52,10 @@ def held_out_metrics(
 
     def with_actions() -> NDArray[np.uint8]:
         rows = _middle(table.window_starts(len(window))) + window
-        actions = model.denormalise_actions(table.actions[rows[num_past - 1 : -1]])
-        return strip(rows, actions=actions[None])
+        low = torch.tensor(model.config.action_low, device=device)
+        high = torch.tensor(model.config.action_high, device=device)
+        actions = low + (table.actions[rows[num_past - 1 : -1]] + 1) / 2 * (high - low)
+        return strip(rows, actions=actions.clamp(low, high)[None])
 
     def from_language(starts: Tensor) -> NDArray[np.uint8]:
         start = _middle(starts)

@@ -358,12 +358,6 @@ class VideoWorldModel(DiffusionPipeline):
         low, high = self.config.action_low, self.config.action_high
         return normalise_actions(values, low, high).to(self.device)
 
-    def denormalise_actions(self, actions: Tensor) -> Tensor:
-        """Actions `(..., A)` from [-1, 1] to the environment's units."""
-        bounds = self.config.action_low, self.config.action_high
-        low, high = (torch.tensor(bound, device=actions.device) for bound in bounds)
-        return (low + (actions + 1) / 2 * (high - low)).clamp(low, high)
-
     def tokenize(self, instructions: list[str]) -> Tensor:
         """Token ids `(batch, max_length)` of the instructions, on the CPU.
 

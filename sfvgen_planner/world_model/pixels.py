@@ -55,16 +55,12 @@ def encode_frames(vae: Any, frames: Tensor) -> Tensor:
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Latents `(batch, channels, frames, h, w)` to frames uint8 `(batch, frames, H, W, 3)`."""
     batch, _, num_frames = latents.shape[:3]
-    images = decode_images(vae, latents.transpose(1, 2).flatten(0, 1)).clamp(-1, 1)
+    flat = latents.to(vae.dtype).transpose(1, 2).flatten(0, 1)
+    shift = vae.config.get("shift_factor") or 0
+    flat = flat / vae.config.scaling_factor + shift
+    images = vae.decode(flat).sample.clamp(-1, 1)
     pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
     return pixels.unflatten(0, (batch, num_frames))
-
-
-def decode_images(vae: Any, latents: Tensor) -> Tensor:
-    """Latents `(N, channels, h, w)` to images `(N, 3, H, W)` around [-1, 1]; gradients flow."""
-    shift = vae.config.get("shift_factor") or 0
-    images: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample
-    return images
 
 
 def encode_images(vae: Any, images: Tensor) -> Tensor:

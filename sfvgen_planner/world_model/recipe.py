@@ -95,13 +95,6 @@ class AutoencoderRecipe(_Component):
     decoder_only: bool = Field(
         default=False, description="Leave the encoder, and so the latents, as they are."
     )
-    imagined_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Of `decoder_only`: the share of frames that are decoded from what a trained "
-        "denoiser imagines in their place, given the actions, not from their own latents.",
-    )
     compile: bool = Field(default=False, description=_COMPILE)
     optimisation: Optimisation | None = Field(
         default=None, description="Needed, unless the autoencoder is pretrained."
@@ -111,8 +104,6 @@ class AutoencoderRecipe(_Component):
     def _trained_or_pretrained(self) -> Self:
         if self.pretrained is None and self.optimisation is None:
             raise ValueError("give optimisation to train it, or pretrained to take another's")
-        if self.imagined_share and not self.decoder_only:
-            raise ValueError("imagined_share needs decoder_only: imagined frames have no encoder")
         _check_divisible(self.block_out_channels, self.norm_num_groups, "norm_num_groups")
         return self
 

@@ -13,9 +13,7 @@ from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.autoencoder import (
     AutoencoderObjective,
-    DecoderObjective,
     calibrate_latents,
-    decoder_batches,
     frame_batches,
 )
 from sfvgen_planner.world_model.checkpoint import (
@@ -122,14 +120,10 @@ class Stages:
             # Some pretrained autoencoders have no `quant_conv`.
             for module in filter(None, (vae.encoder, vae.quant_conv)):
                 module.requires_grad_(False)
-            objective: AutoencoderObjective = DecoderObjective(vae, recipe, self._table)
-            draw: DrawBatch = decoder_batches(self._table, self._model, recipe, how.batch_size)
-            draw = self._accelerator.autocast()(draw)
-        else:
-            objective = AutoencoderObjective(vae, recipe, self._table)
-            draw = frame_batches(self._table, how.batch_size, self._model.latent_size)
+        objective = AutoencoderObjective(vae, recipe, self._table)
         if recipe.compile and self._device.type == "cuda":
             objective.compile(dynamic=False)
+        draw = frame_batches(self._table, how.batch_size, self._model.latent_size)
         self._train(AUTOENCODER_STAGE, objective, draw, how)
         if not recipe.decoder_only:
             calibrate_latents(vae, self._table)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sfvgen_planner.data import EpisodeStore
-from sfvgen_planner.errors import require
 from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.data_facts import count_data
@@ -55,11 +54,6 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     slow = recipe.world_model
     models, parts = None, Parts()
     if init_from is None:
-        require(
-            not (recipe.autoencoder and recipe.autoencoder.imagined_share),
-            "autoencoder.imagined_share needs a denoiser that imagines: go on from a trained model "
-            "with --init-from",
-        )
         parts = load_parts(recipe, store)
     else:
         models = models_to_go_on_from(init_from, recipe, store)
