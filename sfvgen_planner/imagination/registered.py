@@ -14,6 +14,7 @@ from sfvgen_planner.errors import require
 from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.starts import EnvStarts, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
+from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
 from sfvgen_planner.world_model.device import check_device
 from sfvgen_planner.world_model.heads import load_heads
@@ -32,9 +33,10 @@ class ImaginedEnv(WorldModelEnv):
         env_kwargs: arguments of that environment.
         start_data: an episode store to begin in the midst of instead, without any environment.
         device: that the model runs on.
+        memory: whether what leaves the context window is remembered, by the fast weights of the
+            checkpoint.
         render_mode: see :class:`WorldModelEnv`.
-        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``; not
-            ``memory``, because the model is loaded here.
+        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``.
 
     Raises:
         SfvgenError: where the model, the environment or the store is missing, or an argument makes
@@ -52,15 +54,15 @@ class ImaginedEnv(WorldModelEnv):
         env_kwargs: Mapping[str, Any] | None = None,
         start_data: str | None = None,
         device: str = "cpu",
+        memory: bool = False,
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
         folder = shipped_folder(model)
-        world_model = _shared_model(folder, device)
+        world_model, parts = _load(folder, device, 1 if memory else 0)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
-        head = load_heads(folder).outcome_head
         with _closed_on_error(self._starts):
-            super().__init__(world_model, self._starts, render_mode, outcome_head=head, **kwargs)
+            super().__init__(world_model, self._starts, render_mode, **parts, **kwargs)
 
     def close(self) -> None:
         """Close the window and the environment that the starts came from."""
@@ -78,6 +80,7 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         env_kwargs: likewise.
         start_data: likewise.
         device: likewise.
+        memory: likewise, in a slot for each world.
         **kwargs: further arguments of :class:`WorldModelVectorEnv`.
 
     Raises:
@@ -92,22 +95,33 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         env_kwargs: Mapping[str, Any] | None = None,
         start_data: str | None = None,
         device: str = "cpu",
+        memory: bool = False,
         **kwargs: Any,
     ) -> None:
         folder = shipped_folder(model)
-        world_model = _shared_model(folder, device)
+        world_model, parts = _load(folder, device, num_envs if memory else 0)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
-        head = load_heads(folder).outcome_head
         with _closed_on_error(starts):
-            super().__init__(world_model, starts, num_envs, outcome_head=head, **kwargs)
+            super().__init__(world_model, starts, num_envs, **parts, **kwargs)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environment that the starts came from."""
         _close(self.starts)
 
 
-def _shared_model(folder: Path, device: str) -> VideoWorldModel:
+def _load(folder: Path, device: str, num_memories: int) -> tuple[VideoWorldModel, dict[str, Any]]:
+    """A checkpoint's world model, and what else of it judges and remembers in imagined worlds."""
     check_device(device)
+    head = load_heads(folder).outcome_head
+    if not num_memories:
+        return _shared_model(folder, device), {"outcome_head": head}
+    # A memory's adapters are in the model, which another's worlds would not expect there.
+    world_model = VideoWorldModel.from_pretrained(folder).to(device)
+    memory = EpisodicMemory.from_pretrained(world_model, folder, num_memories)
+    return world_model, {"outcome_head": head, "memory": memory}
+
+
+def _shared_model(folder: Path, device: str) -> VideoWorldModel:
     # A folder may be written anew.
     key = folder.resolve(), (folder / "model_index.json").stat().st_mtime_ns, device
     model = _loaded.get(key)

@@ -15,6 +15,7 @@ import sfvgen_planner.imagination.env as env_module
 from sfvgen_planner.data import Episode, EpisodeStore, StoreSpec
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import EnvStarts, WorldModelEnv, WorldModelVectorEnv
+from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.world_model import load_world_model, tiny_world_model
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from tests.point_mass import PointMassEnv
@@ -92,6 +93,28 @@ def test_by_id_is_as_by_hand(arguments, tiny_checkpoint):
                 assert np.array_equal(one, other)
         made.close()
     assert isinstance(made.unwrapped, WorldModelVectorEnv)
+
+
+def test_memories_by_id_are_those_by_hand(arguments, tiny_checkpoint):
+    starts = EnvStarts(PointMassEnv(), image_size=64)
+    batch = np.full((2, 4), 0.5, np.float32)
+    made = gym.make_vec(ID, 2, **arguments, memory=True)
+    model = load_world_model(tiny_checkpoint)
+    memory = EpisodicMemory.from_pretrained(model, tiny_checkpoint, num_memories=2)
+    plain = WorldModelVectorEnv(model, starts, 2, memory=memory)
+    assert np.array_equal(made.reset(seed=3)[0], plain.reset(seed=3)[0])
+    for _ in range(2 * model.config.num_future_frames):
+        found, expected = made.step(batch), plain.step(batch)
+        assert np.array_equal(found[0], expected[0])
+    # It has learnt, and no world without a memory shares its model.
+    assert list(made.unwrapped.memory.num_writes) == list(memory.num_writes)
+    assert min(memory.num_writes) > 0
+    alone = gym.make(ID, **arguments, memory=True).unwrapped
+    forgetful = gym.make(ID, **arguments).unwrapped
+    assert alone._world.memory.num_memories == 1
+    assert forgetful._world.memory is None
+    models = [alone._world.world_model, forgetful._world.world_model, made.unwrapped.world_model]
+    assert len({id(model) for model in models}) == 3
 
 
 def test_sb3_makes_many_by_id_which_share_their_model(arguments):
