@@ -71,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _render_without_display()
     _keep_freed_memory()
-    _yield_processors()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     logging.basicConfig(
@@ -96,15 +95,6 @@ def _render_without_display() -> None:
     displays = ("DISPLAY", "WAYLAND_DISPLAY")
     if sys.platform == "linux" and not any(os.environ.get(name) for name in displays):
         os.environ.setdefault("MUJOCO_GL", "egl")
-
-
-def _yield_processors() -> None:
-    """Let torch's threads sleep, not spin, while they wait for each other.
-
-    Where another process needs a processor too, spinning takes it from the threads waited for. It
-    is chosen when torch is imported.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _keep_freed_memory() -> None:
