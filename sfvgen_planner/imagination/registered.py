@@ -59,7 +59,7 @@ class ImaginedEnv(WorldModelEnv):
         **kwargs: Any,
     ) -> None:
         folder = shipped_folder(model)
-        world_model, parts = _load(folder, device, 1 if memory else 0)
+        world_model, parts = _load(folder, device, memory)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
         with _closed_on_error(self._starts):
             super().__init__(world_model, self._starts, render_mode, **parts, **kwargs)
@@ -99,7 +99,7 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         **kwargs: Any,
     ) -> None:
         folder = shipped_folder(model)
-        world_model, parts = _load(folder, device, num_envs if memory else 0)
+        world_model, parts = _load(folder, device, memory, num_envs)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
         with _closed_on_error(starts):
             super().__init__(world_model, starts, num_envs, **parts, **kwargs)
@@ -109,16 +109,23 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         _close(self.starts)
 
 
-def _load(folder: Path, device: str, num_memories: int) -> tuple[VideoWorldModel, dict[str, Any]]:
+def _load(
+    folder: Path, device: str, memory: bool, num_envs: int = 1
+) -> tuple[VideoWorldModel, dict[str, Any]]:
     """A checkpoint's world model, and what else of it judges and remembers in imagined worlds."""
     check_device(device)
+    require(
+        isinstance(memory, bool),
+        f"memory is True or False here, where the model is loaded, got {memory!r}; a memory of "
+        "your own goes to WorldModelEnv or WorldModelVectorEnv",
+    )
     head = load_heads(folder).outcome_head
-    if not num_memories:
+    if not memory:
         return _shared_model(folder, device), {"outcome_head": head}
     # A memory's adapters are in the model, which another's worlds would not expect there.
     world_model = VideoWorldModel.from_pretrained(folder).to(device)
-    memory = EpisodicMemory.from_pretrained(world_model, folder, num_memories)
-    return world_model, {"outcome_head": head, "memory": memory}
+    own = EpisodicMemory.from_pretrained(world_model, folder, num_envs)
+    return world_model, {"outcome_head": head, "memory": own}
 
 
 def _shared_model(folder: Path, device: str) -> VideoWorldModel:

@@ -162,6 +162,9 @@ def test_what_is_missing_is_told_in_one_sentence(arguments, store, monkeypatch):
         gym.make(ID, **arguments, start_data=str(store))
     with pytest.raises(SfvgenError, match="cannot make the environment 'Nowhere-v0'"):
         gym.make_vec(ID, 2, model=model, env_id="Nowhere-v0")
+    memory = EpisodicMemory(tiny_world_model())
+    with pytest.raises(SfvgenError, match="memory is True or False here"):
+        gym.make(ID, **arguments, memory=memory)
     closed = []
     monkeypatch.setattr(PointMassEnv, "close", lambda env: closed.append(env))
     with pytest.raises(SfvgenError, match="horizon must be at least 1"):
