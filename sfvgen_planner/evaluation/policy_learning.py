@@ -40,9 +40,9 @@ from sfvgen_planner.evaluation.rollout import play, succeeded
 from sfvgen_planner.evaluation.statistics import Estimate
 from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ObservationEncoder, WorldModelVectorEnv
+from sfvgen_planner.imagination.env_checks import check_action_space
 from sfvgen_planner.imagination.sb3 import EncodedPolicy, EncodedVecEnv, SB3VecEnv
 from sfvgen_planner.imagination.vector_env import DEFAULT_HORIZON
-from sfvgen_planner.imagination.wrapper import check_action_space
 from sfvgen_planner.workers import play_all
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.outcome_head import OutcomeHead

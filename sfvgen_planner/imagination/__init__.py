@@ -6,12 +6,13 @@ Importing it registers ``sfvgen/Imagined-v0``; without an import, name it in the
 
 import gymnasium as gym
 
+from sfvgen_planner.imagination.batch import imagine_batch, step_batch
 from sfvgen_planner.imagination.encoded_observation import ObservationEncoder
 from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.result import Imagination, decode_videos
 from sfvgen_planner.imagination.starts import EnvStarts, Start, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
-from sfvgen_planner.imagination.wrapper import ImaginationWrapper, imagine_batch, step_batch
+from sfvgen_planner.imagination.wrapper import ImaginationWrapper
 
 __all__ = [
     "EnvStarts",

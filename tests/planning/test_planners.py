@@ -200,7 +200,7 @@ def test_policy_plans_again_when_the_world_departs_from_the_imagined(imagination
             observation = imagination.step(policy.act(observation, "right"))[0]
             if step == 1:
                 imagination.unwrapped.position += [0, 0.3]  # somebody pushes it
-                imagination._observe(imagination.unwrapped.position)
+                imagination.live_episode.observe(imagination.render())
         assert planned_at(policy) == expected
 
 
@@ -244,7 +244,7 @@ def test_policy_plans_again_as_it_comes_when_something_moved(imagination):
             observation = imagination.step(own.act(observation, "right"))[0]
             if step == 4:
                 imagination.unwrapped.position += np.float32([0, pushed])
-                imagination._observe(imagination.unwrapped.position)
+                imagination.live_episode.observe(imagination.render())
         assert planned_at(own) == expected
 
 
@@ -257,7 +257,7 @@ def test_policy_closes_the_loop_on_the_real_frame(imagination):
     policy.reset(seed=0)
     observation = imagination.step(policy.act(observation, "right"))[0]
     imagination.unwrapped.position += np.float32([0, 0.025])
-    imagination._observe(imagination.unwrapped.position)
+    imagination.live_episode.observe(imagination.render())
     assert policy.act(observation, "right") == pytest.approx([1, -0.5], abs=0.1)
 
 

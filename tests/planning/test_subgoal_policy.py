@@ -57,7 +57,7 @@ def run(imagination, policy, num_steps, goal=GOAL):
 def put(imagination, x):
     """Somebody moves the blob."""
     imagination.unwrapped.position = np.float32([x, 0.5])
-    imagination._observe(imagination.unwrapped.position)
+    imagination.live_episode.observe(imagination.render())
 
 
 def test_each_subgoal_is_followed_until_two_frames_show_it_achieved(imagination):
