@@ -4,7 +4,8 @@ from sfvgen_planner.memory.adapter_files import trained_config
 from sfvgen_planner.memory.bank import MemoryBank, NearestMemory
 from sfvgen_planner.memory.bank_episode import BankChunk, BankEpisode, EpisodeWriter
 from sfvgen_planner.memory.config import MEMORY_VARIANTS, MemoryConfig, memory_variant
-from sfvgen_planner.memory.episodic import EpisodicMemory, MemoryWrite
+from sfvgen_planner.memory.episodic import EpisodicMemory
+from sfvgen_planner.memory.memory_write import MemoryWrite
 
 __all__ = [
     "MEMORY_VARIANTS",

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,6 +50,13 @@ class SavedAdapter:
             self.slow_weights in (None, slow_fingerprint(unet)),
             f"the memory in {self.folder} was trained with other slow weights than this model's; "
             "load the model that it came with",
+        )
+
+    def holds(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether `tensors` are among those saved, each but for rounding."""
+        return all(
+            name in self.tensors and _is_rounded(self.tensors[name].to(value.device), value)
+            for name, value in tensors.items()
         )
 
 
@@ -116,3 +124,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
             f"{folder} holds no readable memory ({type(error).__name__}); "
             "give a folder that EpisodicMemory.save_pretrained wrote"
         ) from error
+
+
+def _is_rounded(one: Tensor, other: Tensor) -> bool:
+    """Whether the two are equal, or would be in the precision of the lower one."""
+    return torch.equal(one.to(other.dtype), other) or torch.equal(one, other.to(one.dtype))

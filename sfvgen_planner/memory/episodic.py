@@ -1,12 +1,11 @@
 """Episodic memory, the fast weights of episodes (paper section 3.2, Eq. 3, Algorithm 1a)."""
 
 import logging
-import operator
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -24,45 +23,22 @@ from sfvgen_planner.memory.adapter_files import (
     write_adapter,
 )
 from sfvgen_planner.memory.config import MemoryConfig
-from sfvgen_planner.memory.fast_learning import FastLearner
+from sfvgen_planner.memory.indices import checked_indices
+from sfvgen_planner.memory.measured_learning import MeasuredLearner
+from sfvgen_planner.memory.memory_write import MemoryWrite
+from sfvgen_planner.memory.shown_memories import ShownMemories
+from sfvgen_planner.memory.write_batches import WriteBatches
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
-from sfvgen_planner.world_model.cuda_graphs import MAX_GRAPHS, CapturedFunction, module_state
-from sfvgen_planner.world_model.kernels import trainable_attention
-from sfvgen_planner.world_model.objective import draw_timesteps
-from sfvgen_planner.world_model.pixels import check_latents
 from sfvgen_planner.world_model.sampling import nothing_to_show
-from sfvgen_planner.world_model.slow_learning import SlowBatch, SlowObjective
 
 logger = logging.getLogger(__name__)
 
 _HISTORY = "history"
-
-
-@dataclass(frozen=True)
-class MemoryWrite:
-    """What one write did.
-
-    Attributes:
-        loss_without: Denoising loss of the chunk under the slow weights alone.
-        loss_before: The same noise's loss under the fast weights before the write.
-        loss_after: The same noise's loss afterwards; lower means that it learnt.
-        seconds: Wall-clock time of the write, of all memories that were written together.
-    """
-
-    loss_without: float
-    loss_before: float
-    loss_after: float
-    seconds: float
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """The losses by name, without the time, which differs when an episode is played again."""
-        return {
-            "loss_without": self.loss_without,
-            "loss_before": self.loss_before,
-            "loss_after": self.loss_after,
-        }
+_ANOTHERS = (
+    "this memory belongs to another model, rank or set of layers; load it with the settings it was "
+    "made with"
+)
 
 
 class EpisodicMemory:
@@ -113,8 +89,8 @@ class EpisodicMemory:
         self._adapters.freeze()
         world_model.unet.requires_grad_(False)
         world_model.text_encoder.requires_grad_(False)
-        self._learner = FastLearner(SlowObjective(world_model), self._adapters, self.config)
-        self._captured: CapturedFunction[tuple[FastWeights, Tensor]] | None = None
+        self._batches = WriteBatches(world_model, self.config)
+        self._learner = MeasuredLearner(world_model, self._adapters, self.config)
         self._enabled, self._detached = True, False
         self.lived_by: list[weakref.ref[object] | None] = [None] * num_memories
         self._visible = list(range(num_memories))
@@ -123,12 +99,7 @@ class EpisodicMemory:
             name: value.detach().float().clone()
             for name, value in self._adapters.start(num_memories).items()
         }
-        # What the model sees stays where it is, because a captured graph reads it there.
-        dtype = world_model.unet.dtype
-        self._shown: FastWeights = {
-            name: torch.zeros_like(value, dtype=dtype) for name, value in self._fast.items()
-        }
-        self._written = torch.zeros(num_memories, dtype=torch.long, device=world_model.unet.device)
+        self._shown = ShownMemories(world_model, self._adapters, self._fast)
         world_model.show_memory = self._place
         self.reset()
 
@@ -244,47 +215,27 @@ class EpisodicMemory:
         self._check_attached()
         start = time.perf_counter()
         indices = self._checked(range(self.num_memories) if memories is None else memories)
-        past, future = self._latents(previous_chunks), self._latents(chunks)
-        require(
-            len(past) == len(future) == len(indices),
-            f"{len(indices)} memories need as many chunks, got {len(past)} previous ones and "
-            f"{len(future)}",
-        )
-        past = self._whole_past(past)
-        windows = torch.cat([past, future], dim=2)
-        require(
-            bool(windows.isfinite().all()),
-            "a chunk or its past has numbers that are not finite, so it is not learnt; what the "
-            "memories held is kept",
-        )
-        template = self._conditions(windows, past.shape[2], instructions, actions)
-        for index, window in zip(indices, windows, strict=True):
-            if self.config.whole_history:
+        windows = self._batches.windows(previous_chunks, chunks, len(indices))
+        template = self._batches.without_noise(windows, instructions, actions)
+        histories = None
+        if self.config.whole_history:
+            for index, window in zip(indices, windows, strict=True):
                 self._history[index].append(window.cpu())
-        batches = self._batches(indices, template)
+            histories = [self._history[index] for index in indices]
+        num_writes = [self._num_writes[index] for index in indices]
+        seeds = [self.seed * 1_000_003 + written for written in num_writes]
+        batches = self._batches.steps(template, seeds, histories)
         # The present chunks with the first step's noise.
-        probe = batches[0]._replace(latents=self._repeated(windows))
+        probe = batches[0]._replace(latents=template.latents) if measure else None
         rows = torch.tensor(indices, device=windows.device)
-        written = torch.tensor([self._num_writes[i] for i in indices], device=windows.device)
+        written = torch.tensor(num_writes, device=windows.device)
         before = self._fast
         if indices != list(range(self.num_memories)):
             before = {name: value[rows] for name, value in self._fast.items()}
         self._adapters.place(None)
         try:
-            _, height, width = self.world_model.latent_size
-            with trainable_attention(self.world_model.unet, height * width):
-                learnt, losses = self._learn(before, written, batches)
-                columns = [losses.new_full(losses.shape, torch.nan)] * 3
-                if measure:
-                    with torch.no_grad():
-                        columns[0] = self._learner.losses(probe, len(indices))
-                        columns[1] = losses
-                        if self.config.whole_history:
-                            with self._adapters.placed(before, written):
-                                columns[1] = self._learner.losses(probe, len(indices))
-                        with self._adapters.placed(learnt, written):
-                            columns[2] = self._learner.losses(probe, len(indices))
-            table = torch.stack(columns, dim=1).tolist()
+            learnt, losses = self._learner.learn(before, written, batches, probe)
+            table = losses.tolist()
             for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()
             for index in indices:
@@ -314,8 +265,7 @@ class EpisodicMemory:
     @property
     def num_past_frames(self) -> int:
         """Frames of context in writing and imagining: the model's f_p, unless set shorter."""
-        num_past: int = self.world_model.config.num_past_frames
-        return min(num_past, self.config.max_past_frames or num_past)
+        return self._batches.num_past_frames
 
     @property
     def enabled(self) -> bool:
@@ -359,7 +309,8 @@ class EpisodicMemory:
             return
         self.world_model.num_memories, self.world_model.show_memory = 1, nothing_to_show
         self._adapters.detach()
-        self._captured, self._detached = None, True
+        self._learner.release()
+        self._detached = True
 
     # ---------------------------------------------------------------- state
 
@@ -398,11 +349,7 @@ class EpisodicMemory:
             f"this is no whole state of a memory: it lacks {COUNTER}; give what state() gave",
         )
         tensors = {k: v for k, v in state.items() if k not in (COUNTER, _HISTORY)}
-        if not self.takes(state):
-            raise SfvgenError(
-                "this memory belongs to another model, rank or set of layers; "
-                "load it with the settings it was made with"
-            )
+        require(self.takes(state), _ANOTHERS)
         for name, tensor in tensors.items():
             self._fast[name][index] = tensor.to(self._fast[name])
         self._num_writes[index] = int(state[COUNTER])
@@ -426,14 +373,8 @@ class EpisodicMemory:
         saved = read_adapter(Path(folder))
         saved.require_fits(self.world_model.unet)
         slow = self._adapters.tensors()
-        for name, value in slow.items():
-            if name not in self._fast and not (
-                name in saved.tensors and _is_rounded(saved.tensors[name].to(value.device), value)
-            ):
-                raise SfvgenError(
-                    "this memory belongs to another model, rank or set of layers; "
-                    "load it with the settings it was made with"
-                )
+        own = {name: value for name, value in slow.items() if name not in self._fast}
+        require(saved.holds(own), _ANOTHERS)
         names = [*self._fast, _HISTORY]
         state = {name: value for name, value in saved.tensors.items() if name in names}
         self.load({**state, COUNTER: torch.tensor(saved.num_writes)}, index)
@@ -448,147 +389,20 @@ class EpisodicMemory:
             )
         self._adapters.load(tensors)
 
-    # ---------------------------------------------------------------- parts of a write
-
-    def _learn(
-        self,
-        before: FastWeights,
-        written: Tensor,
-        batches: list[SlowBatch],
-    ) -> tuple[FastWeights, Tensor]:
-        """`FastLearner.learn`; the result is to be copied before the model is called again."""
-        unet, pool = self.world_model.unet, self.world_model.graph_pool
-        # Dropout draws random numbers.
-        if pool is None or unet.training:
-            return self._learner.learn(before, written, batches)
-        if self._captured is None or self._captured.pool is not pool:
-            self._captured = CapturedFunction(self._learner.learn, pool, MAX_GRAPHS)
-        state = (module_state(unet), module_state(self.world_model.text_encoder))
-        with torch.cuda.device(unet.device):
-            return self._captured(before, written, batches, state=state)
+    # ---------------------------------------------------------------- what the model sees
 
     def _place(self) -> None:
-        """Show the model what the visible memories hold; unwritten ones hold nothing."""
+        """Show the model what the visible memories hold, if any of them has written."""
         counts = [self._num_writes[index] for index in self._visible]
         seen = self._enabled and any(counts) and not self.world_model.memory_hidden
         self.world_model.num_memories = len(counts) if seen else 1
-        if not seen:
+        if seen:
+            self._shown.show(self._fast, self._visible, counts)
+        else:
             self._adapters.place(None)
-            return
-        written = self._written[: len(counts)]
-        written.copy_(torch.tensor(counts))
-        is_written, rows = written > 0, torch.tensor(self._visible, device=written.device)
-        # The first rows of what is shown, so that a captured graph finds as many there again.
-        shown = {name: value[: len(counts)] for name, value in self._shown.items()}
-        for name, value in self._fast.items():
-            mask = is_written.reshape(-1, *([1] * (value.dim() - 1)))
-            torch.mul(value[rows], mask, out=shown[name])
-        self._adapters.place(shown, written)
 
     def _check_attached(self) -> None:
         require(not self._detached, "this memory was detached: make a new one")
 
     def _checked(self, memories: Iterable[int]) -> list[int]:
-        indices = [_index(index) for index in memories]
-        valid = all(0 <= i < self.num_memories for i in indices)
-        require(
-            valid and len(set(indices)) == len(indices) > 0,
-            f"memories must be different numbers from 0 to {self.num_memories - 1}, got {indices}",
-        )
-        return indices
-
-    def _latents(self, chunks: np.ndarray | Tensor) -> Tensor:
-        unet = self.world_model.unet
-        if isinstance(chunks, Tensor) and chunks.is_floating_point():
-            # A copy, because those of inference mode take no part in gradients.
-            check_latents(chunks, self.world_model.latent_size)
-            return chunks.clone().to(unet.device, unet.dtype)
-        return self.world_model.encode(chunks).to(unet.dtype)
-
-    def _whole_past(self, past: Tensor) -> Tensor:
-        """Exactly f_p frames: the world stood still before an episode's first one."""
-        past = past[:, :, -self.num_past_frames :]
-        still = past[:, :, :1].expand(-1, -1, self.num_past_frames - past.shape[2], -1, -1)
-        return torch.cat([still, past], dim=2)
-
-    def _repeated(self, values: Tensor) -> Tensor:
-        """One copy for each noise draw."""
-        return values.repeat_interleave(self.config.num_noise_draws, dim=0)
-
-    def _conditions(
-        self,
-        windows: Tensor,
-        num_past: int,
-        instructions: Sequence[str] | None,
-        actions: np.ndarray | Tensor | None,
-    ) -> SlowBatch:
-        """The windows with their conditions, and noise still to be drawn."""
-        model, count = self.world_model, len(windows)
-        texts, given = [""] * count, 0.0
-        shape = (count, windows.shape[2] - num_past, model.action_size)
-        normalised = windows.new_zeros(shape)
-        if self.config.conditioned:
-            texts = list(instructions or texts)
-            require(len(texts) == count, f"{count} chunks need as many instructions")
-            if actions is not None:
-                normalised, given = model.normalise_actions(actions).to(windows.dtype), 1.0
-                require(
-                    normalised.shape == shape,
-                    f"actions must have the shape {shape}, got {tuple(normalised.shape)}",
-                )
-        ones = windows.new_ones(count * self.config.num_noise_draws)
-        return SlowBatch(
-            latents=self._repeated(windows),
-            num_past=num_past,
-            actions=self._repeated(normalised),
-            token_ids=self._repeated(model.tokenize(texts).to(windows.device)),
-            actions_given=given * ones,
-            context_given=float(self.config.conditioned) * ones,
-            noise=self._repeated(windows),
-            context_noise=windows.new_zeros(()),
-            timesteps=ones,
-        )
-
-    def _batches(self, indices: list[int], template: SlowBatch) -> list[SlowBatch]:
-        """One batch per step, with the noise that each memory draws by itself."""
-        draws, steps = self.config.num_noise_draws, self.config.num_steps
-        shape = template.latents.shape[1:]
-        latents, uniforms, noises = [], [], []
-        for place, index in enumerate(indices):
-            generator = torch.Generator().manual_seed(
-                self.seed * 1_000_003 + self._num_writes[index]
-            )
-            uniforms.append(torch.rand(steps, draws, generator=generator))
-            noises.append(torch.randn(steps, draws, *shape, generator=generator))
-            if self.config.whole_history:
-                history = self._history[index]
-                chosen = torch.randint(len(history), (steps,), generator=generator)
-                latents.append(torch.stack([history[i] for i in chosen.tolist()]))
-            else:
-                latents.append(template.latents[place * draws].expand(steps, *shape))
-        # (memories, steps, ...) to one tensor for each step.
-        # Not in half precision, of whose numbers few are between the lowest noise and 1.
-        uniform = torch.stack(uniforms).transpose(0, 1).flatten(1, 2).to(template.latents.device)
-        noise = torch.stack(noises).transpose(0, 1).flatten(1, 2).to(template.latents)
-        clean = torch.stack(latents).transpose(0, 1).to(template.latents)
-        scheduler = self.world_model.scheduler
-        return [
-            template._replace(
-                latents=self._repeated(clean[step]),
-                noise=noise[step],
-                timesteps=draw_timesteps(scheduler, uniform[step], self.config.min_noise),
-            )
-            for step in range(steps)
-        ]
-
-
-def _index(value: int) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise SfvgenError(f"memories are told by their numbers, got {value!r}") from error
-
-
-def _is_rounded(one: Tensor, other: Tensor) -> bool:
-    """Whether the two are equal, or would be in the precision of the lower one."""
-    return torch.equal(one.to(other.dtype), other) or torch.equal(one, other.to(one.dtype))
+        return checked_indices(memories, self.num_memories)

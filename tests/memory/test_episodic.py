@@ -221,7 +221,9 @@ def test_without_the_local_rule_old_chunks_are_learnt_again(model, new_model, mo
     seen = []
     learn = memory._learner.learn
     monkeypatch.setattr(
-        memory._learner, "learn", lambda f, c, batches: seen.extend(batches) or learn(f, c, batches)
+        memory._learner,
+        "learn",
+        lambda f, c, batches, probe: seen.extend(batches) or learn(f, c, batches, probe),
     )
     memory.write(chunks[1][:, :4], chunks[1][:, 4:], measure=False)
     assert {batch.latents.unique().item() for batch in seen} == {1.0, 2.0}
