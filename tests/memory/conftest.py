@@ -18,6 +18,12 @@ def model(new_model):
     return new_model()
 
 
+@pytest.fixture(scope="session")
+def shared_model():
+    """For tests that change nothing of it."""
+    return tiny_world_model()
+
+
 @pytest.fixture(params=["paper", "ours"])
 def config(request):
     """Fast enough to leave a trace in one write."""
