@@ -51,8 +51,21 @@ class SB3VecEnv(VecEnv):
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Any:
-        """Begin all episodes anew, with the seeds given to ``seed``."""
-        observations, infos = self.envs.reset(seed=self._seeds)  # type: ignore[arg-type]
+        """Begin all episodes anew, with the seeds given to ``seed``.
+
+        Raises:
+            SfvgenError: where ``set_options`` was given different options for each environment,
+                which reset together.
+        """
+        options = self._options[0]
+        require(
+            all(own == options for own in self._options),
+            f"the environments reset together, with the same options; got {self._options}",
+        )
+        observations, infos = self.envs.reset(
+            seed=self._seeds,  # type: ignore[arg-type]
+            options=options or None,
+        )
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [env_info(infos, row) for row in range(self.num_envs)]
@@ -90,7 +103,9 @@ class SB3VecEnv(VecEnv):
         self.envs.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The vector environment's attribute, once for each index."""
+        """The vector environment's attribute, once for each index; spaces are those of one."""
+        if attr_name in ("observation_space", "action_space"):
+            attr_name = f"single_{attr_name}"
         return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:

@@ -109,6 +109,10 @@ class SubgoalPolicy:
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode; ``seed`` makes its plans repeatable."""
         self.policy.reset(seed)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._episode = self.policy.imagination.num_episodes
         self.instructions: list[str] = []
         self.records: list[SubgoalRecord] = []
         self._split_goal: str | None = None
@@ -125,6 +129,9 @@ class SubgoalPolicy:
         Raises:
             SfvgenError: the goal can't be split.
         """
+        if self._episode != self.policy.imagination.num_episodes:
+            # The env was reset, whether or not the policy was.
+            self._begin()
         goal = instruction if self.goal is None else self.goal
         if goal != self._split_goal:
             self._split(goal)

@@ -3,9 +3,10 @@
 import itertools
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from sfvgen_planner.errors import SfvgenError
@@ -43,6 +44,35 @@ def test_ended_episodes_are_told_as_sb3_does():
                 last = expected[4]["final_obs"][row]
                 assert np.array_equal(info["terminal_observation"], last)
                 assert not np.array_equal(last, found[0][row])
+
+
+class ToldOptions(gym.Wrapper):
+    """Tells in its infos which options an episode began with."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.env.reset(seed=seed)
+        return observation, info | {"told": str(options)}
+
+
+def test_options_reach_the_environments_once_and_spaces_are_those_of_one():
+    pytest.importorskip("stable_baselines3")
+    from sfvgen_planner.imagination.sb3 import SB3VecEnv
+
+    mode = AutoresetMode.SAME_STEP
+    envs = SB3VecEnv(
+        SyncVectorEnv([lambda: ToldOptions(PointMassEnv())] * 2, autoreset_mode=mode)
+    )
+    assert envs.get_attr("action_space") == [envs.action_space] * 2
+    assert envs.get_attr("observation_space", 1) == [envs.observation_space]
+    assert envs.get_attr("num_envs") == [2, 2]
+    envs.set_options({"gravity": 1})
+    envs.reset()
+    assert [info["told"] for info in envs.reset_infos] == ["{'gravity': 1}"] * 2
+    envs.reset()
+    assert [info["told"] for info in envs.reset_infos] == ["None"] * 2
+    envs.set_options([{"gravity": 1}, {}])
+    with pytest.raises(SfvgenError, match="same options"):
+        envs.reset()
 
 
 def test_other_autoreset_modes_are_refused():

@@ -137,6 +137,11 @@ def test_a_changed_goal_and_a_new_episode_are_split_anew(imagination):
     assert not policy.is_done
     policy.act(None, "up")
     assert asked == ["left", "up", "up"]
+    # Where nobody tells the policy, too.
+    imagination.reset(seed=2)
+    policy.act(None, "up")
+    assert asked == ["left", "up", "up", "up"]
+    assert not policy.records
 
 
 def test_a_fixed_goal_takes_the_place_of_the_instruction(imagination):
