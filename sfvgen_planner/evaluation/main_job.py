@@ -23,6 +23,7 @@ from sfvgen_planner.evaluation.chunks import (
     imagine_frames,
     policy_episodes,
 )
+from sfvgen_planner.evaluation.demo import DemoConfig
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.metrics import psnr_db
 from sfvgen_planner.evaluation.results import Figure
@@ -149,17 +150,17 @@ def measure_env_speed(config: MainJobConfig) -> Iterator[Figure]:
 
 
 def measure_demo(config: MainJobConfig) -> Iterator[Figure]:
-    """Seconds of a whole ``sfvgen demo`` with the model, start of Python included."""
+    """Seconds of a whole ``sfvgen demo`` as ``make demo`` runs it, start of Python included."""
     seconds = []
     for _ in tqdm(range(config.num_demo_runs), desc="demo", unit="run", dynamic_ncols=True):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            demo = ["demo", "--out", folder, "--model", config.model]
+            demo = ["demo", "--out", folder]
             subprocess.run(
                 [sys.executable, "-m", "sfvgen_planner", *demo], check=True, capture_output=True
             )
             seconds.append(time.perf_counter() - started)
-    yield Figure.measured("demo_seconds", seconds, "s", [0] * len(seconds), model=config.model)
+    yield Figure.measured("demo_seconds", seconds, "s", [0] * len(seconds), model=DemoConfig.model)
 
 
 FIGURES: dict[str, Callable[[MainJobConfig], Iterable[Figure]]] = {

@@ -193,7 +193,7 @@ class _MethodPlayer:
 
     def _open(self) -> _Opened:
         config, stack = self._config, ExitStack()
-        # Loaded anew, because a memory leaves the model with attention that is made for gradients.
+        # Loaded anew, because a model has one memory at a time.
         model = load_world_model(config.model).to(config.device)
         variant = VARIANTS[OURS if self._memory else REFERENCE]
         method = METHODS[self._name]

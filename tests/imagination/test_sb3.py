@@ -59,9 +59,7 @@ def test_options_reach_the_environments_once_and_spaces_are_those_of_one():
     from sfvgen_planner.imagination.sb3 import SB3VecEnv
 
     mode = AutoresetMode.SAME_STEP
-    envs = SB3VecEnv(
-        SyncVectorEnv([lambda: ToldOptions(PointMassEnv())] * 2, autoreset_mode=mode)
-    )
+    envs = SB3VecEnv(SyncVectorEnv([lambda: ToldOptions(PointMassEnv())] * 2, autoreset_mode=mode))
     assert envs.get_attr("action_space") == [envs.action_space] * 2
     assert envs.get_attr("observation_space", 1) == [envs.observation_space]
     assert envs.get_attr("num_envs") == [2, 2]
