@@ -5,6 +5,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,19 +49,29 @@ def test_documented_commands_are_understood(file: str, arguments: str) -> None:
     assert build_parser().parse_args(shlex.split(arguments, comments=True)).run
 
 
-def python_blocks() -> Iterator[tuple[str, str]]:
-    for path in DOCUMENTS:
+def python_blocks(*documents: Path) -> Iterator[tuple[str, str]]:
+    """File and code of each example."""
+    for path in documents:
         for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
             yield path.name, block
 
 
-@pytest.mark.parametrize(("file", "block"), list(python_blocks()))
+@pytest.mark.parametrize(("file", "block"), list(python_blocks(*DOCUMENTS)))
 def test_documented_imports_are_there(file: str, block: str) -> None:
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(str(node.module))
             missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
             assert not missing, f"{node.module} has no {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documented_names_are_defined(path: Path) -> None:
+    """Each in its block or in an earlier one of the same document."""
+    code = "\n".join(block for _, block in python_blocks(path))
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+    found = subprocess.run(ruff, input=code, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
 def test_documented_files_are_there() -> None:

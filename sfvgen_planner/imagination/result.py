@@ -70,7 +70,7 @@ class Imagination:
             which have about unit variance, from their mean.
 
         Raises:
-            SfvgenError: where there are no several samples, or the futures are of different
+            SfvgenError: where there are fewer than two samples, or the futures are of different
                 actions.
         """
         require(len(self) > 1, "one future cannot disagree: imagine with num_samples of at least 2")

@@ -129,7 +129,7 @@ def _refuse_translators(env: gym.Env[Any, Any]) -> None:
         require(
             not isinstance(env, (gym.ActionWrapper, gym.RewardWrapper)),
             f"the simulator plans without the wrappers around it, but {type(env).__name__} changes "
-            "actions or rewards: leave it away",
+            "actions or rewards: remove it",
         )
         env = env.env
 

@@ -28,7 +28,7 @@ class GoalImage(ImageObjective):
             error.
 
     Raises:
-        SfvgenError: where the image, the space or the number of levels is none.
+        SfvgenError: where the image, the space or the number of levels is invalid.
     """
 
     def __init__(
