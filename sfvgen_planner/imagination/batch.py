@@ -145,9 +145,9 @@ def imagine_batch(
     num_past = model.config.num_past_frames
     lengths = [num_past if past.shape[2] >= num_past else 1 for past in pasts]
     imagined: dict[int, Imagination] = {}
-    for length in sorted(set(lengths)):
-        rows = [row for row, own in enumerate(lengths) if own == length]
-        past = torch.cat([pasts[row][:, :, -length:] for row in rows])
+    for context_length in sorted(set(lengths)):
+        rows = [row for row, own in enumerate(lengths) if own == context_length]
+        past = torch.cat([pasts[row][:, :, -context_length:] for row in rows])
         chosen = [own for own in (candidates[row] for row in rows) if own is not None]
         memories = [imaginations[row].memory_index for row in rows]
         with model.without_memory() if memory is None else memory.showing(memories):
@@ -155,7 +155,7 @@ def imagine_batch(
                 past.repeat_interleave(share, dim=0),
                 instruction=[texts[row] for row in rows for _ in range(share)],
                 actions=torch.cat(chosen) if chosen else None,
-                num_frames=limit if is_one_chunk and window - length > limit else num_frames,
+                num_frames=limit if is_one_chunk and window - context_length > limit else num_frames,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[_generator(own_seeds[row]) for row in rows],

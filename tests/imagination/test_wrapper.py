@@ -212,9 +212,20 @@ def test_an_env_without_a_camera_is_refused_at_once(space, render_mode, message)
     [(PICTURE, None), (gym.spaces.Dict({"image": PICTURE}), None), (POSITION, "rgb_array")],
 )
 def test_any_kind_of_camera_will_do(space, render_mode):
+    class Seeing(gym.ObservationWrapper):
+        observation_space = space
+
+        def observation(self, observation):
+            picture = draw(observation)
+            return picture if space is PICTURE else {"image": picture}
+
     env = PointMassEnv(render_mode)
-    env.observation_space = space
-    ImaginationWrapper(env, PointMassWorldModel())
+    imagination = ImaginationWrapper(
+        env if space is POSITION else Seeing(env), PointMassWorldModel()
+    )
+    imagination.reset(seed=0)
+    imagination.step(np.ones(2, np.float32))
+    assert np.array_equal(imagination.past_frames[-1], draw(env.position))
 
 
 def test_the_memory_of_another_model_is_refused():
