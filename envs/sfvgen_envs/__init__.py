@@ -19,7 +19,7 @@ def register_envs() -> None:
     if "sfvgen/TabletopReturn-v0" not in gym.registry:
         gym.register(
             id="sfvgen/TabletopReturn-v0",
-            entry_point="sfvgen_envs.tabletop_return:TabletopReturnEnv",
+            entry_point="sfvgen_envs.tabletop_return:make_tabletop_return",
         )
         register_robots()
 

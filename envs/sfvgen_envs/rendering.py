@@ -11,13 +11,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-if sys.platform.startswith("linux") and not (
-    os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-):
+
+def has_display() -> bool:
+    """Whether windows can be seen."""
+    return not sys.platform.startswith("linux") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+if not has_display():
     # MuJoCo chooses its GL backend while it is imported, and GLFW needs a display.
     os.environ.setdefault("MUJOCO_GL", "egl")
 
-import mujoco
+import mujoco  # noqa: E402
 
 RenderQuality = Literal["fast", "pretty"]
 RENDER_QUALITIES: tuple[str, ...] = get_args(RenderQuality)

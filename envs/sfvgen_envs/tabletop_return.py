@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from sfvgen_envs.rendering import RENDER_QUALITIES, Camera, RenderQuality
+from sfvgen_envs.rendering import RENDER_QUALITIES, Camera, RenderQuality, has_display
 from sfvgen_envs.tabletop_instructions import (
     LEAST_MOVES,
     MOST_MOVES,
@@ -419,6 +419,36 @@ class TabletopReturnEnv(gym.Env[dict[str, Any], np.ndarray]):
             "instruction_results": copy.deepcopy(episode.results),
             "is_success": episode.terminated and all(r["success"] for r in episode.results),
         }
+
+
+def make_tabletop_return(
+    render_mode: str | None = "rgb_array", **kwargs: Any
+) -> gym.Env[dict[str, Any], np.ndarray]:
+    """What ``gymnasium.make`` makes: the environment, in a window where that is asked for.
+
+    Args:
+        render_mode: as of :class:`TabletopReturnEnv`, or ``"human"``, which shows its pictures in
+            a window of ``render_size`` and needs a display and pygame.
+        **kwargs: of :class:`TabletopReturnEnv`.
+
+    Raises:
+        ValueError: for an argument that makes no sense, or where there is no display.
+    """
+    if render_mode != "human":
+        return TabletopReturnEnv(render_mode=render_mode, **kwargs)
+    if not has_display():
+        raise ValueError(
+            "render_mode='human' finds no display for its window; use render_mode='rgb_array', or "
+            "set DISPLAY to a display."
+        )
+    return gym.wrappers.HumanRendering(TabletopReturnEnv(**kwargs))
+
+
+# Gymnasium asks what it makes an environment with, and adapts to the modes that it finds.
+make_tabletop_return.metadata = {  # type: ignore[attr-defined]
+    **TabletopReturnEnv.metadata,
+    "render_modes": ["human", "rgb_array"],
+}
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import load_env_creator, namespace
 
 from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.gl_context import OwnGLContext, draws_with_gymnasium
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require
 
 Environment = gym.Env[Any, np.ndarray[Any, Any]]
 
@@ -33,13 +33,21 @@ def make_env(
         frame_skip: Environment steps per video frame.
 
     Raises:
-        SfvgenError: There is no such environment, it cannot be made, or its actions are not a
-            bounded vector of floats.
+        SfvgenError: There is no such environment, it cannot be made or shown, or its actions are
+            not a bounded vector of floats.
     """
-    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+    kwargs = dict(env_kwargs or {})
+    if sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        # GLFW ends the process where it is to open a window.
+        require(
+            kwargs.get("render_mode") != "human",
+            f"cannot show {env_id!r} with render_mode='human': there is no display; use "
+            "render_mode='rgb_array', or set DISPLAY to a display",
+        )
         os.environ.setdefault("MUJOCO_GL", "egl")
     module, _, registered_id = env_id.rpartition(":")
-    kwargs = dict(env_kwargs or {})
     try:
         if module:
             importlib.import_module(module)

@@ -1,3 +1,5 @@
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -63,6 +65,14 @@ def test_environment_that_cannot_render() -> None:
 
     with pytest.raises(SfvgenError, match=r"Blind.* shows no camera picture.*no render\(\)"):
         camera_frame(Blind(), np.zeros(2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such variables")
+def test_a_window_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SfvgenError, match="no display; use render_mode='rgb_array', or"):
+        make_env("Reacher-v5", {"render_mode": "human"})
 
 
 def test_proprioception() -> None:

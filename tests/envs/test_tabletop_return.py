@@ -482,6 +482,29 @@ def test_bad_arguments_end_in_one_sentence(kwargs: dict[str, Any], message: str)
         TabletopReturnEnv(**kwargs)
 
 
+def test_a_window_shows_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setenv("DISPLAY", ":0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make("sfvgen/TabletopReturn-v0", render_mode="human", image_size=16)
+    env.reset(seed=0)
+    observation = env.step(random_actions(1)[0])[0]
+    shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    assert env.render_mode == "human"
+    assert np.array_equal(shown, observation["image"])
+    env.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such variables")
+def test_without_a_display_a_window_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=r"finds no display .*; use render_mode='rgb_array', or"):
+        gym.make("sfvgen/TabletopReturn-v0", render_mode="human")
+
+
 @pytest.mark.parametrize(
     ("action", "message"),
     [
