@@ -157,6 +157,9 @@ class PointMassOutcomeHead(torch.nn.Module):
         super().__init__()
         self.config = SimpleNamespace(success_ends=success_ends)
 
+    def tokenize(self, world_model: PointMassWorldModel, instructions: list[str]) -> torch.Tensor:
+        return world_model.tokenize(instructions)
+
     def forward(
         self, before: torch.Tensor, after: torch.Tensor, token_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

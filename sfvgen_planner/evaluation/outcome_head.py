@@ -205,7 +205,7 @@ def judge(
     model: VideoWorldModel, head: OutcomeHead, steps: Steps, batch_size: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of success ``(M,)`` and rewards ``(M,)``."""
-    token_ids = model.tokenize(steps.instructions).to(steps.after.device)
+    token_ids = head.tokenize(model, steps.instructions).to(steps.after.device)
     verdicts = [
         head(steps.before[rows].float(), steps.after[rows].float(), token_ids[rows])
         for rows in torch.arange(len(token_ids)).split(batch_size)

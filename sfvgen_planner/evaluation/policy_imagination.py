@@ -136,7 +136,7 @@ def success_probabilities(
         latents: ``(N, C, F, h, w)``.
         instructions: N of them.
     """
-    token_ids = model.tokenize(list(instructions)).to(model.device)
+    token_ids = head.tokenize(model, list(instructions)).to(model.device)
     judged = [
         head.success_logits(video.transpose(0, 1).float(), one.expand(video.shape[1], -1))
         for video, one in zip(latents.to(model.device), token_ids, strict=True)

@@ -395,7 +395,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             return
         texts = list(self._instructions[judged])
         for text in set(texts) - self._tokens.keys():
-            self._tokens[text] = self.world_model.tokenize([text])[0]
+            self._tokens[text] = self.outcome_head.tokenize(self.world_model, [text])[0]
         token_ids = torch.stack([self._tokens[text] for text in texts]).to(after.device)
         head = self.outcome_head.to(after.device)
         chosen = torch.from_numpy(judged[mask])

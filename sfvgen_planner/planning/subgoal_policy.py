@@ -51,8 +51,8 @@ class SeenAchieved:
         """Whether it is achieved now."""
         model = imagination.world_model
         latents = model.encode(imagination.past_frames[-2:][None])[0].transpose(0, 1).float()
-        token_ids = model.tokenize([instruction]).to(latents.device)
         head = self.outcome_head.to(latents.device)
+        token_ids = head.tokenize(model, [instruction]).to(latents.device)
         logits = head.success_logits(latents, token_ids.expand(len(latents), -1))
         return bool((logits.float().sigmoid() >= self.success_threshold).all())
 

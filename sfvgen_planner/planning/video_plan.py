@@ -161,7 +161,8 @@ class VideoPlanner(BatchPlanner):
         # Videos of any length: frame after frame.
         frames = [future.latents.transpose(1, 2).flatten(0, 1).float() for future in futures]
         counts = [len(own) for own in frames]
-        token_ids = model.tokenize([future.instruction or "" for future in futures])
+        texts = [future.instruction or "" for future in futures]
+        token_ids = self.outcome_head.tokenize(model, texts)
         token_ids = token_ids.repeat_interleave(torch.tensor(counts), dim=0).to(device)
         logits = self.outcome_head.to(device).success_logits(torch.cat(frames), token_ids)
         scores = []

@@ -1,11 +1,19 @@
 """A small head on the latents: is the instruction achieved, and what did the step earn?"""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from sfvgen_planner.errors import require
 from sfvgen_planner.world_model.latent_blocks import Reader, ResidualBlock, require_latents
+
+if TYPE_CHECKING:
+    from sfvgen_planner.world_model.pipeline import VideoWorldModel
 
 
 class OutcomeHead(ModelMixin, ConfigMixin):
@@ -77,6 +85,24 @@ class OutcomeHead(ModelMixin, ConfigMixin):
     def success_probability(self, latents: Tensor, token_ids: Tensor) -> Tensor:
         """Calibrated probabilities `(batch,)`; arguments as of `success_logits`."""
         return self.success_logits(latents, token_ids).float().sigmoid()
+
+    def tokenize(self, world_model: VideoWorldModel, instructions: list[str]) -> Tensor:
+        """Token ids `(batch, tokens)` of instructions, on the CPU.
+
+        Args:
+            world_model: That the head was trained with.
+            instructions: As the world model is told them.
+
+        Raises:
+            SfvgenError: The world model has another vocabulary.
+        """
+        known, told = self.config.vocab_size, len(world_model.tokenizer)
+        require(
+            known == told,
+            f"this outcome head knows {known} tokens, but the world model has {told}: take the "
+            "head of the same checkpoint as the model",
+        )
+        return world_model.tokenize(instructions)
 
     def _read(self, token_ids: Tensor) -> Tensor:
         text: Tensor = self.reader(self.tokens(token_ids))[1][0]

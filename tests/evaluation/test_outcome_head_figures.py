@@ -47,6 +47,9 @@ class PixelModel:
 class PixelHead(torch.nn.Module):
     """Log-odds tell how bright the frame is, rewards how much the step changed."""
 
+    def tokenize(self, world_model, instructions):
+        return world_model.tokenize(instructions)
+
     def forward(self, before, after, token_ids):
         return after.mean(dim=(1, 2, 3)) / 255, (after - before).abs().mean(dim=(1, 2, 3))
 

@@ -53,6 +53,8 @@ class Listening:
 
 
 class Model(PointMassWorldModel):
+    tokenizer = range(2)
+
     def encode(self, frames):
         return super().encode(np.asarray(frames))
 

@@ -68,6 +68,16 @@ def model():
     return tiny_world_model()
 
 
+@pytest.mark.parametrize("others", [-1, 1])
+def test_words_of_another_model_are_refused(model, others):
+    num_tokens = len(model.tokenizer)
+    assert torch.equal(
+        tiny_head(vocab_size=num_tokens).tokenize(model, INSTRUCTIONS), model.tokenize(INSTRUCTIONS)
+    )
+    with pytest.raises(SfvgenError, match="the head of the same checkpoint"):
+        tiny_head(vocab_size=num_tokens + others).tokenize(model, INSTRUCTIONS)
+
+
 def test_every_label_is_the_simulators(model):
     batch = outcome_batches(table(), model, recipe(2000))(torch.Generator().manual_seed(0))
     rows = batch.before.mean(dim=(1, 2, 3)).round().int()

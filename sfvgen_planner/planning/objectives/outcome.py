@@ -34,9 +34,9 @@ class _OutcomeObjective(ABC):
     def __call__(self, imagination: Imagination) -> torch.Tensor:
         """Cost of each future."""
         device = imagination.latents.device
-        token_ids = imagination.world_model.tokenize([self.instruction]).to(device)
+        token_ids = self.outcome_head.tokenize(imagination.world_model, [self.instruction])
         with torch.set_grad_enabled(imagination.latents.requires_grad):
-            return self._cost(imagination, self.outcome_head.to(device), token_ids)
+            return self._cost(imagination, self.outcome_head.to(device), token_ids.to(device))
 
     @abstractmethod
     def _cost(
