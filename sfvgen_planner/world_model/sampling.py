@@ -56,7 +56,8 @@ def denoise_chunk(
     """
     batch, _, num_past = context.shape[:3]
     latents = noise
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    if is_flow:
         # diffusers' default grid ends at sigma 0.001 and so wastes one of the few steps.
         sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(sigmas=sigmas, device="cpu")
@@ -66,7 +67,8 @@ def denoise_chunk(
     heard = hear(text_states)
     heard_nothing = None if no_text_states is None else hear(no_text_states)
     for timestep in progress_bar(scheduler.timesteps):
-        window = torch.cat([context, latents], dim=2)
+        scaled = latents if is_flow else scheduler.scale_model_input(latents, timestep)
+        window = torch.cat([context, scaled], dim=2)
         timesteps = torch.full((batch,), timestep.item(), device=window.device)
         with heard:
             prediction = denoise(window, timesteps, num_past, text_states, actions).float()

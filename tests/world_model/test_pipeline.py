@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import VideoWorldModel, tiny_world_model
@@ -168,6 +168,17 @@ def test_works_with_a_ddpm_family_scheduler(past):
     model = tiny_world_model()
     model.register_modules(scheduler=DDIMScheduler(num_train_timesteps=1000))
     assert model(past, num_frames=2, generator=seeded()).frames.shape == (2, 2, 64, 64, 3)
+
+
+def test_euler_steps_are_those_of_ddim(past):
+    """One differential equation: Euler's noisy latents are larger, and scaled for the denoiser."""
+    schedule = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
+    ddim = DDIMScheduler(clip_sample=False, **schedule)
+    model, videos = tiny_world_model(), []
+    for scheduler in (ddim, EulerDiscreteScheduler.from_config(ddim.config)):
+        model.register_modules(scheduler=scheduler)
+        videos.append(model(past, num_frames=2, generator=seeded()).latents)
+    assert torch.allclose(*videos, atol=1e-4)
 
 
 def test_encode_and_decode_are_each_other_s_scaling(model, past):
