@@ -23,6 +23,7 @@ from sfvgen_planner.evaluation.memory_variants import (
 )
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.memory import EpisodicMemory
+from sfvgen_planner.memory.adapter_files import SLOW_WEIGHTS
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model
 from sfvgen_planner.world_model.checkpoint import quiet_libraries
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
@@ -169,7 +170,9 @@ def measure_state(config: MemoryConfig) -> Iterator[Figure]:
         with attached(variant, model, config.model) as memory:
             assert memory is not None
             _generate_and_learn(model, memory, 1, config)
-            size = sum(tensor.nbytes for tensor in memory.state().values()) / 1000
+            state = memory.state()
+            del state[SLOW_WEIGHTS]  # Tells whose memory it is, and is none of it.
+            size = sum(tensor.nbytes for tensor in state.values()) / 1000
         yield Figure.measured(
             "state_kb", [size], "kB", [0], config.device, variant=name, model=config.model
         )

@@ -20,7 +20,8 @@ from sfvgen_planner.world_model.shipped import shipped_folder
 
 COUNTER = "num_writes"
 """Name of the number of chunks that a memory has written."""
-_SLOW_WEIGHTS = "slow_weights"
+SLOW_WEIGHTS = "slow_weights"
+"""Name of the checksum of the slow weights that a memory belongs to."""
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _SETTINGS_FILE = "memory.json"
 
@@ -97,7 +98,7 @@ def write_adapter(
     settings = {
         "config": asdict(adapters.config),
         COUNTER: num_writes,
-        _SLOW_WEIGHTS: slow_fingerprint(adapters.unet),
+        SLOW_WEIGHTS: slow_fingerprint(adapters.unet),
     }
     on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with writing_errors(folder):
@@ -118,7 +119,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
         tensors = load_file(folder / _WEIGHTS_FILE)
         settings = json.loads((folder / _SETTINGS_FILE).read_text())
         config, num_writes = MemoryConfig(**settings["config"]), int(settings[COUNTER])
-        return SavedAdapter(folder, tensors, config, num_writes, settings.get(_SLOW_WEIGHTS))
+        return SavedAdapter(folder, tensors, config, num_writes, settings.get(SLOW_WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise SfvgenError(
             f"{folder} holds no readable memory ({type(error).__name__}); "

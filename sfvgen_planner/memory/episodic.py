@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -18,11 +19,13 @@ from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
 from sfvgen_planner.memory.adapter_files import (
     COUNTER,
+    SLOW_WEIGHTS,
     read_adapter,
     trained_adapter,
     write_adapter,
 )
 from sfvgen_planner.memory.config import MemoryConfig
+from sfvgen_planner.memory.fingerprint import slow_fingerprint
 from sfvgen_planner.memory.indices import checked_indices
 from sfvgen_planner.memory.measured_learning import MeasuredLearner
 from sfvgen_planner.memory.memory_write import MemoryWrite
@@ -35,6 +38,8 @@ from sfvgen_planner.world_model.sampling import nothing_to_show
 logger = logging.getLogger(__name__)
 
 _HISTORY = "history"
+_NO_FAST_WEIGHTS = (COUNTER, SLOW_WEIGHTS, _HISTORY)
+"""What a state tells beside the fast weights."""
 _ANOTHERS = (
     "this memory belongs to another model, rank or set of layers; load it with the settings it was "
     "made with"
@@ -60,8 +65,8 @@ class EpisodicMemory:
     of as many memories and frames on.
 
     Args:
-        world_model: The model whose `unet` gets the adapters; its own weights are frozen. It is on
-            its device and in its precision already.
+        world_model: The model whose `unet` gets the adapters; its own weights are frozen until
+            `detach`. It is on its device and in its precision already.
         config: What the memory is and how it learns; by default the paper's TEMP-LoRA.
         num_memories: How many episodes are remembered at a time.
         seed: Seed of the adapters' start and of the writes' noise.
@@ -85,23 +90,30 @@ class EpisodicMemory:
         self.config = config or MemoryConfig()
         self.num_memories = num_memories
         self.seed = seed
+        learning = (world_model.unet, world_model.text_encoder)
+        self._to_unfreeze = [p for part in learning for p in part.parameters() if p.requires_grad]
         self._adapters = Adapters(world_model, self.config, seed)
-        self._adapters.freeze()
-        world_model.unet.requires_grad_(False)
-        world_model.text_encoder.requires_grad_(False)
         self._batches = WriteBatches(world_model, self.config)
         self._learner = MeasuredLearner(world_model, self._adapters, self.config)
         self._enabled, self._detached = True, False
         self.lived_by: list[weakref.ref[object] | None] = [None] * num_memories
         self._visible = list(range(num_memories))
-        # Learnt in single precision: steps are small.
-        self._fast: FastWeights = {
-            name: value.detach().float().clone()
-            for name, value in self._adapters.start(num_memories).items()
-        }
-        self._shown = ShownMemories(world_model, self._adapters, self._fast)
-        world_model.show_memory = self._place
-        self.reset()
+        try:
+            self._adapters.freeze()
+            for part in learning:
+                part.requires_grad_(False)
+            # Learnt in single precision: steps are small.
+            self._fast: FastWeights = {
+                name: value.detach().float().clone()
+                for name, value in self._adapters.start(num_memories).items()
+            }
+            self._shown = ShownMemories(world_model, self._adapters, self._fast)
+            world_model.show_memory = self._place
+            self.reset()
+        except BaseException:
+            # So many may be too many for the device; the model stays as it was.
+            self.detach()
+            raise
 
     @classmethod
     def from_pretrained(
@@ -142,8 +154,12 @@ class EpisodicMemory:
             config = replace(config, num_noise_draws=num_noise_draws)
         memory = cls(world_model, config, num_memories, seed)
         if trained is not None:
-            memory._load_slow(trained.tensors)
-            memory.reset()
+            try:
+                memory._load_slow(trained.tensors)
+                memory.reset()
+            except BaseException:
+                memory.detach()
+                raise
         return memory
 
     # ---------------------------------------------------------------- life of an episode
@@ -182,7 +198,7 @@ class EpisodicMemory:
         measure: bool = True,
     ) -> MemoryWrite:
         """Fast-learn one chunk of the only episode: `write_batch` without the leading axis."""
-        given = None if actions is None else torch.as_tensor(np.asarray(actions))[None]
+        given = None if actions is None else torch.as_tensor(actions)[None]
         return self.write_batch(
             previous_chunk[None], chunk[None], [instruction], given, measure=measure
         )[0]
@@ -309,6 +325,8 @@ class EpisodicMemory:
             return
         self.world_model.num_memories, self.world_model.show_memory = 1, nothing_to_show
         self._adapters.detach()
+        for parameter in self._to_unfreeze:
+            parameter.requires_grad_(True)
         self._learner.release()
         self._detached = True
 
@@ -317,12 +335,15 @@ class EpisodicMemory:
     def state(self, index: int = 0) -> dict[str, Tensor]:
         """A copy of all that `write` changed: tensors under PEFT's names, the number of writes.
 
+        With it goes a checksum of the slow weights that it belongs to.
+
         Raises:
             SfvgenError: There is no such memory.
         """
         self._checked([index])
         state = {name: value[index].cpu().clone() for name, value in self._fast.items()}
         state[COUNTER] = torch.tensor(self._num_writes[index])
+        state[SLOW_WEIGHTS] = self._slow_weights.clone()
         if self._history[index]:
             state[_HISTORY] = torch.stack(self._history[index])
         return state
@@ -331,16 +352,15 @@ class EpisodicMemory:
         """Whether `state` is one of as many layers, of this rank and size."""
         own = {name: value.shape[1:] for name, value in self._fast.items()}
         return own == {
-            name: tensor.shape for name, tensor in state.items() if name not in (COUNTER, _HISTORY)
+            name: tensor.shape for name, tensor in state.items() if name not in _NO_FAST_WEIGHTS
         }
 
     def load(self, state: dict[str, Tensor], index: int = 0) -> None:
         """Put back what `state` gave.
 
         Raises:
-            SfvgenError: The state is that of other layers or another rank, it is not whole, there
-                is no such memory, or the memory was detached. That it is of another model with the
-                same layers is noticed by `load_pretrained` alone.
+            SfvgenError: The state is that of other slow weights, other layers or another rank, it
+                is not whole, there is no such memory, or the memory was detached.
         """
         self._check_attached()
         self._checked([index])
@@ -348,18 +368,32 @@ class EpisodicMemory:
             COUNTER in state,
             f"this is no whole state of a memory: it lacks {COUNTER}; give what state() gave",
         )
-        tensors = {k: v for k, v in state.items() if k not in (COUNTER, _HISTORY)}
         require(self.takes(state), _ANOTHERS)
-        for name, tensor in tensors.items():
-            self._fast[name][index] = tensor.to(self._fast[name])
+        # A file's state was compared as it was read; those of older banks tell nothing.
+        require(
+            SLOW_WEIGHTS not in state or torch.equal(state[SLOW_WEIGHTS].cpu(), self._slow_weights),
+            "this memory was learnt with other slow weights than this model's; load it into a "
+            "memory of the model that it was learnt with",
+        )
+        require(
+            all(bool(state[name].isfinite().all()) for name in self._fast),
+            "this memory has numbers that are not finite; load one that was written whole",
+        )
+        for name, value in self._fast.items():
+            value[index] = state[name].to(value)
         self._num_writes[index] = int(state[COUNTER])
         self._history[index] = list(state.get(_HISTORY, ()))
         self._place()
 
     def save_pretrained(self, folder: str | PathLike[str], index: int = 0) -> None:
-        """Write one memory as a PEFT adapter folder, which `peft` reads too, with its counter."""
+        """Write one memory as a PEFT adapter folder, with its counter.
+
+        `peft` by itself reads the low-rank factors, which are all of the paper's memory; codes and
+        tables, which ours has too, it passes over, and is another model then.
+        """
         state = self.state(index)
         num_writes = int(state.pop(COUNTER))
+        del state[SLOW_WEIGHTS]  # The file's own settings tell it.
         write_adapter(
             Path(folder), self._adapters, {**self._adapters.tensors(), **state}, num_writes
         )
@@ -378,6 +412,12 @@ class EpisodicMemory:
         names = [*self._fast, _HISTORY]
         state = {name: value for name, value in saved.tensors.items() if name in names}
         self.load({**state, COUNTER: torch.tensor(saved.num_writes)}, index)
+
+    @cached_property  # They are frozen.
+    def _slow_weights(self) -> Tensor:
+        """`slow_fingerprint` of the denoiser, as bytes."""
+        digest = bytes.fromhex(slow_fingerprint(self.world_model.unet))
+        return torch.tensor(list(digest), dtype=torch.uint8)
 
     def _load_slow(self, tensors: dict[str, Tensor]) -> None:
         """The adapters' parameters as the slow-fast loop left them."""

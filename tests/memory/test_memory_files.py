@@ -153,6 +153,22 @@ def test_trained_adapters_are_refused_by_other_slow_weights(new_model, config, t
 
 
 @of_both_kinds
+def test_a_state_is_refused_by_other_slow_weights(model, new_model, config):
+    memory = EpisodicMemory(model, config)
+    write(memory)
+    other = EpisodicMemory(new_model(seed=1), config)
+    fresh = other.state()
+    with pytest.raises(SfvgenError, match="other slow weights"):
+        other.load(memory.state())
+    assert other.num_writes == [0]
+    assert all(torch.equal(other.state()[name], value) for name, value in fresh.items())
+    # In another precision it is the same model.
+    half = EpisodicMemory(new_model().to(torch.bfloat16), config)
+    half.load(memory.state())
+    assert half.num_writes == [1]
+
+
+@of_both_kinds
 def test_slow_weights_are_known_in_any_precision_and_under_a_memory(new_model, config):
     half = new_model().to(torch.float16)
     known = slow_fingerprint(half.unet)
