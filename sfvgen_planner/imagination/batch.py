@@ -150,12 +150,13 @@ def imagine_batch(
         past = torch.cat([pasts[row][:, :, -context_length:] for row in rows])
         chosen = [own for own in (candidates[row] for row in rows) if own is not None]
         memories = [imaginations[row].memory_index for row in rows]
+        is_cut = is_one_chunk and window - context_length > limit
         with model.without_memory() if memory is None else memory.showing(memories):
             output = model(
                 past.repeat_interleave(share, dim=0),
                 instruction=[texts[row] for row in rows for _ in range(share)],
                 actions=torch.cat(chosen) if chosen else None,
-                num_frames=limit if is_one_chunk and window - context_length > limit else num_frames,
+                num_frames=limit if is_cut else num_frames,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[_generator(own_seeds[row]) for row in rows],

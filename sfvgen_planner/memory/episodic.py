@@ -96,9 +96,9 @@ class EpisodicMemory:
         self._batches = WriteBatches(world_model, self.config)
         self._learner = MeasuredLearner(world_model, self._adapters, self.config)
         self._enabled, self._detached = True, False
-        self.lived_by: list[weakref.ref[object] | None] = [None] * num_memories
-        self._visible = list(range(num_memories))
         try:
+            self.lived_by: list[weakref.ref[object] | None] = [None] * num_memories
+            self._visible = list(range(num_memories))
             self._adapters.freeze()
             for part in learning:
                 part.requires_grad_(False)

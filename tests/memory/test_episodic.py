@@ -20,6 +20,17 @@ def test_fresh_memory_changes_nothing(model):
 
 
 @of_both_kinds
+def test_what_learnt_before_a_memory_learns_after_it(model):
+    model.unet.requires_grad_(True)
+    next(model.unet.parameters()).requires_grad_(False)
+    before = {name: value.requires_grad for name, value in model.unet.named_parameters()}
+    memory = EpisodicMemory(model)
+    assert not any(value.requires_grad for value in model.unet.parameters())
+    memory.detach()
+    assert {name: value.requires_grad for name, value in model.unet.named_parameters()} == before
+
+
+@of_both_kinds
 def test_writing_learns_the_chunk_and_only_the_fast_weights(model):
     slow = {name: value.clone() for name, value in model.unet.state_dict().items()}
     before = video(model)
@@ -201,7 +212,7 @@ def test_a_conditioned_memory_learns_from_past_instruction_and_actions(model, mo
 
     monkeypatch.setattr(model, "denoise", spy)
     memory = EpisodicMemory(model, MEMORY_VARIANTS["original_temp_lora"])
-    actions = np.full((8, 4), 0.5, np.float32)
+    actions = torch.full((8, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
     memory.write(FRAMES[:4], FRAMES[4:], "return the red cube", actions, measure=False)
     clean = model.encode(FRAMES[None])
     told = model.encode_instructions(["return the red cube"])
@@ -293,11 +304,15 @@ def test_a_state_that_is_not_whole_changes_nothing(model):
     memory = EpisodicMemory(model)
     write(memory)
     state = memory.state()
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    broken = state | {name: torch.full_like(state[name], torch.nan)}
     del state["num_writes"]
     memory.reset()
     before = memory.state()
     with pytest.raises(SfvgenError, match="lacks num_writes"):
         memory.load(state)
+    with pytest.raises(SfvgenError, match="not finite"):
+        memory.load(broken)
     assert all(torch.equal(value, before[name]) for name, value in memory.state().items())
 
 

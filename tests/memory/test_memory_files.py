@@ -134,6 +134,22 @@ def test_a_checkpoints_memory_of_another_model_is_refused(new_model, tmp_path):
         EpisodicMemory.from_pretrained(new_model(), tmp_path)
 
 
+def test_a_memory_that_cannot_be_made_leaves_the_model_as_it_was(model, new_model, tmp_path):
+    before = video(model)
+    (tmp_path / "model_index.json").write_text("{}")
+    EpisodicMemory(new_model(), MemoryConfig(rank=2)).save_pretrained(tmp_path / "memory")
+    settings = tmp_path / "memory" / "memory.json"
+    settings.write_text(settings.read_text().replace('"rank": 2', '"rank": 3'))
+    with pytest.raises(SfvgenError, match="another model"):
+        EpisodicMemory.from_pretrained(model, tmp_path)
+    with pytest.raises((MemoryError, RuntimeError)):
+        EpisodicMemory(model, num_memories=10**15)
+    assert torch.equal(video(model), before)
+    memory = EpisodicMemory(model)
+    write(memory)
+    assert memory.num_writes == [1]
+
+
 def test_trained_adapters_are_refused_by_other_slow_weights(new_model, config, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     EpisodicMemory(new_model(), config).save_pretrained(tmp_path / "memory")
