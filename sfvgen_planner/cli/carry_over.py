@@ -23,9 +23,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Write the sum."""
     from sfvgen_planner.memory.carry_over import carry_over
-    from sfvgen_planner.world_model.shipped import shipped_folder
+    from sfvgen_planner.world_model.shipped import checkpoint_folder
 
-    looped, before, onto = map(shipped_folder, (args.looped, args.before, args.onto))
+    looped, before, onto = map(checkpoint_folder, (args.looped, args.before, args.onto))
     out = carry_over(looped, before, onto, Path(args.out))
     print(f"{out}: go on with sfvgen loop --init-from {out}")
     return 0

@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     from sfvgen_planner.memory.loop import slow_fast_loop
     from sfvgen_planner.memory.loop_recipe import LoopRecipe
-    from sfvgen_planner.world_model.shipped import shipped_folder
+    from sfvgen_planner.world_model.shipped import checkpoint_folder
 
     recipe = LoopRecipe.load(Path(args.recipe), args.set)
-    init_from = shipped_folder(args.init_from)
+    init_from = checkpoint_folder(args.init_from)
     final = slow_fast_loop(recipe, Path(args.data), Path(args.out), init_from)
     if PartialState().is_main_process:
         print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")

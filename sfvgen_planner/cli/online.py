@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from sfvgen_planner.data.recipe import DataSource, validated
     from sfvgen_planner.memory.loop_recipe import LoopRecipe
     from sfvgen_planner.planning.online import online_loop
-    from sfvgen_planner.world_model.shipped import shipped_folder
+    from sfvgen_planner.world_model.shipped import checkpoint_folder
 
     recipe = LoopRecipe.load(Path(args.recipe), args.set)
     source = {
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         validated(DataSource, source, "options"),
         args.rounds,
         Path(args.out),
-        shipped_folder(args.init_from),
+        checkpoint_folder(args.init_from),
     )
     print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")
     return 0

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from sfvgen_planner.world_model.recipe import Recipe
-    from sfvgen_planner.world_model.shipped import shipped_folder
+    from sfvgen_planner.world_model.shipped import checkpoint_folder
     from sfvgen_planner.world_model.training import train_recipe
 
     recipe = Recipe.load(Path(args.recipe), args.set)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         recipe,
         Path(args.data),
         Path(args.out),
-        None if args.init_from is None else shipped_folder(args.init_from),
+        None if args.init_from is None else checkpoint_folder(args.init_from),
     )
     if PartialState().is_main_process:
         print(f"{final}: load it with VideoWorldModel.from_pretrained({str(final)!r})")

@@ -40,7 +40,7 @@ from sfvgen_planner.planning import (
 )
 from sfvgen_planner.planning.plan import BatchPlanner
 from sfvgen_planner.planning.policy import PlanRecord
-from sfvgen_planner.world_model import load_world_model, shipped_folder
+from sfvgen_planner.world_model import checkpoint_folder, load_world_model
 from sfvgen_planner.world_model.heads import load_heads
 
 METHODS = ("video_plan", "mpc_reward", "mpc", "mpc_distance", "expert", "random")
@@ -233,12 +233,12 @@ def _planner(name: str, config: GoalPlanningConfig) -> tuple[BatchPlanner, Polic
         config=MPCConfig(num_inference_steps=config.num_inference_steps),
     )
     if name == "mpc_reward":
-        head = load_heads(shipped_folder(config.model)).outcome_head
+        head = load_heads(checkpoint_folder(config.model)).outcome_head
         require(head is not None, f"{config.model} has no outcome head; leave out mpc_reward")
         assert head is not None
         search.objective = partial(TaskReward, head)
     if name == "mpc_distance":
-        distance = load_heads(shipped_folder(config.model)).temporal_distance
+        distance = load_heads(checkpoint_folder(config.model)).temporal_distance
         require(
             distance is not None, f"{config.model} has no temporal distance; leave out mpc_distance"
         )

@@ -31,7 +31,7 @@ from sfvgen_planner.evaluation.tabletop import ENV_ID
 from sfvgen_planner.imagination import ImaginationWrapper, step_batch
 from sfvgen_planner.memory import EpisodicMemory
 from sfvgen_planner.planning import PlanningPolicy, VideoPlanConfig, VideoPlanner, act_batch
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
+from sfvgen_planner.world_model import VideoWorldModel, checkpoint_folder, load_world_model
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
         judges_loop = False
     if judges_loop:
         # Known to be there before the first episode is played.
-        shipped_folder(config.no_loop_model)
+        checkpoint_folder(config.no_loop_model)
     if config.asks_for(*CLOSED_LOOP_FIGURES):
         variants = {
             name: variant

@@ -25,7 +25,7 @@ from sfvgen_planner.evaluation.statistics import (
     roc_auc,
 )
 from sfvgen_planner.evaluation.tabletop import ENV_ID, needs_memory
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
+from sfvgen_planner.world_model import VideoWorldModel, checkpoint_folder, load_world_model
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
@@ -97,7 +97,7 @@ def required_outcome_head(model: str) -> OutcomeHead:
     Raises:
         SfvgenError: it has none.
     """
-    head = load_heads(shipped_folder(model)).outcome_head
+    head = load_heads(checkpoint_folder(model)).outcome_head
     if head is None:
         raise SfvgenError(
             f"the model {model} has no outcome head; train one with a recipe that has an "

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sfvgen_planner.evaluation.measure import EvaluationConfig
 from sfvgen_planner.evaluation.results import Figure
-from sfvgen_planner.world_model import VideoWorldModel, load_world_model, shipped_folder
+from sfvgen_planner.world_model import VideoWorldModel, checkpoint_folder, load_world_model
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_fast(config: SpeedConfig) -> tuple[VideoWorldModel, dict[str, Any]]:
     settings: dict[str, Any] = {"model": config.model}
     if not config.on_gpu:
         return load_world_model(config.model).to(config.device), settings
-    folder = shipped_folder(config.model)
+    folder = checkpoint_folder(config.model)
     model = VideoWorldModel.from_pretrained(folder, dtype=torch.bfloat16).to(config.device)
     model.compile()
     return model, {**settings, "precision": "bf16", "compiled": True}

@@ -15,7 +15,7 @@ from sfvgen_planner.imagination.env import WorldModelEnv
 from sfvgen_planner.imagination.starts import EnvStarts, Starts, StoreStarts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
 from sfvgen_planner.memory import EpisodicMemory
-from sfvgen_planner.world_model import VideoWorldModel, shipped_folder
+from sfvgen_planner.world_model import VideoWorldModel, checkpoint_folder
 from sfvgen_planner.world_model.device import check_device
 from sfvgen_planner.world_model.heads import load_heads
 
@@ -58,7 +58,7 @@ class ImaginedEnv(WorldModelEnv):
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
-        folder = shipped_folder(model)
+        folder = checkpoint_folder(model)
         world_model, parts = _load(folder, device, memory)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
         with _closed_on_error(self._starts):
@@ -98,7 +98,7 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         memory: bool = False,
         **kwargs: Any,
     ) -> None:
-        folder = shipped_folder(model)
+        folder = checkpoint_folder(model)
         world_model, parts = _load(folder, device, memory, num_envs)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
         with _closed_on_error(starts):

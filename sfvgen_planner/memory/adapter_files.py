@@ -16,7 +16,7 @@ from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.config import MemoryConfig
 from sfvgen_planner.memory.fingerprint import slow_fingerprint
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
-from sfvgen_planner.world_model.shipped import shipped_folder
+from sfvgen_planner.world_model.shipped import checkpoint_folder
 
 COUNTER = "num_writes"
 """Name of the number of chunks that a memory has written."""
@@ -77,7 +77,7 @@ def trained_adapter(name_or_path: str | PathLike[str]) -> SavedAdapter | None:
     Raises:
         SfvgenError: There is no such checkpoint, its memory is broken, or it is a memory alone.
     """
-    checkpoint = shipped_folder(name_or_path)
+    checkpoint = checkpoint_folder(name_or_path)
     require(
         not (checkpoint / _SETTINGS_FILE).is_file(),
         f"{checkpoint} is one episode's memory, not a model; make a memory for its model, and let "

@@ -20,7 +20,7 @@ from sfvgen_planner.imagination import (
     imagine_batch,
 )
 from sfvgen_planner.planning.plan import BatchPlanner, Goal, Plan
-from sfvgen_planner.world_model import shipped_folder
+from sfvgen_planner.world_model import checkpoint_folder
 from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
 
@@ -85,7 +85,7 @@ class VideoPlanner(BatchPlanner):
         Raises:
             SfvgenError: there is no such checkpoint, or it holds no inverse dynamics.
         """
-        folder = shipped_folder(name_or_path)
+        folder = checkpoint_folder(name_or_path)
         heads = load_heads(folder)
         return cls(required_inverse_dynamics(heads, folder), config, heads.outcome_head)
 

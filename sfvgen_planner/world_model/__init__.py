@@ -2,13 +2,13 @@
 
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
-from sfvgen_planner.world_model.shipped import load_world_model, shipped_folder
+from sfvgen_planner.world_model.shipped import checkpoint_folder, load_world_model
 from sfvgen_planner.world_model.tiny import tiny_world_model
 
 __all__ = [
     "VideoWorldModel",
     "VideoWorldModelOutput",
+    "checkpoint_folder",
     "load_world_model",
-    "shipped_folder",
     "tiny_world_model",
 ]

@@ -82,10 +82,6 @@ class OutcomeHead(ModelMixin, ConfigMixin):
         """Calibrated log-odds `(batch,)` that frames `(batch, channels, h, w)` show success."""
         return self._judge(self._look(latents, self._read(token_ids)))
 
-    def success_probability(self, latents: Tensor, token_ids: Tensor) -> Tensor:
-        """Calibrated probabilities `(batch,)`; arguments as of `success_logits`."""
-        return self.success_logits(latents, token_ids).float().sigmoid()
-
     def tokenize(self, world_model: VideoWorldModel, instructions: list[str]) -> Tensor:
         """Token ids `(batch, tokens)` of instructions, on the CPU.
 

@@ -10,7 +10,7 @@ from sfvgen_planner.world_model.pipeline import VideoWorldModel
 _CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
-def shipped_folder(name_or_path: str | PathLike[str]) -> Path:
+def checkpoint_folder(name_or_path: str | PathLike[str]) -> Path:
     """The checkpoint folder of a shipped model's name or of a Hub id, or the given folder itself.
 
     Args:
@@ -39,4 +39,4 @@ def load_world_model(name_or_path: str | PathLike[str] = "tabletop") -> VideoWor
     Raises:
         SfvgenError: There is no such model, the Hub can't be reached, or the folder is broken.
     """
-    return VideoWorldModel.from_pretrained(shipped_folder(name_or_path))
+    return VideoWorldModel.from_pretrained(checkpoint_folder(name_or_path))

@@ -78,7 +78,7 @@ def config(monkeypatch):
     gym.register(ENV_ID, entry_point=CornerEnv)
     monkeypatch.setitem(EXPERTS, CornerEnv.__module__, f"{CornerExpert.__module__}:CornerExpert")
     monkeypatch.setattr(goal_planning, "load_world_model", lambda name: Model())
-    monkeypatch.setattr(goal_planning, "shipped_folder", Path)
+    monkeypatch.setattr(goal_planning, "checkpoint_folder", Path)
     heads = Heads(None, PointMassOutcomeHead(), PointMassTemporalDistance())
     monkeypatch.setattr(goal_planning, "load_heads", lambda _: heads)
     planner = VideoPlanner(PointMassInverseDynamics(), outcome_head=PointMassOutcomeHead())

@@ -15,7 +15,7 @@ from sfvgen_planner.world_model import going_on, load_world_model, stages, tiny_
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
-from sfvgen_planner.world_model.shipped import shipped_folder
+from sfvgen_planner.world_model.shipped import checkpoint_folder
 from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 from tests.training_recipes import TEMPORAL_DISTANCE
 
@@ -179,6 +179,6 @@ def test_training_goes_on_from_a_model_by_its_name(store, tmp_path, capsys, monk
     arguments += ["--out", f"{tmp_path}/run", "--init-from"]
     with pytest.raises(ZeroDivisionError):
         main([*arguments, "tabletop"])
-    assert given == [shipped_folder("tabletop")]
+    assert given == [checkpoint_folder("tabletop")]
     assert main([*arguments, "nothing"]) == 2
     assert "no model called nothing" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_success_of_a_frame_is_that_of_a_step_which_ends_in_it():
     before, after, token_ids = torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4), torch.ones(3, 5)
     logits, _ = head(before, after, token_ids.long())
     assert torch.allclose(logits, head.success_logits(after, token_ids.long()), atol=1e-6)
-    probability = head.success_probability(after, token_ids.long())
+    probability = head.success_logits(after, token_ids.long()).sigmoid()
     assert torch.allclose(probability, torch.sigmoid(logits), atol=1e-6)
     plain = tiny_head().success_logits(after, token_ids.long())
     assert torch.allclose(logits, plain / 2 - 1, atol=1e-6)
@@ -187,12 +187,12 @@ def test_calibration_is_fitted_on_the_steps_with_a_verdict_and_stays_with_the_he
     calibrate(head, table(), model)
     tokens = model.tokenize(INSTRUCTIONS)[torch.tensor(TOLD[:10])]
     after = table().frames[1:11].float()
-    probability = head.success_probability(after, tokens)
+    probability = head.success_logits(after, tokens).sigmoid()
     # At the optimum the mean probability is that of Platt's targets, 4/5 and 1/9 here.
     assert probability.mean().item() == pytest.approx((3 * 4 / 5 + 7 / 9) / 10, abs=1e-4)
     head.save_pretrained(tmp_path)
     loaded = OutcomeHead.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded.success_probability(after, tokens), probability)
+    torch.testing.assert_close(loaded.success_logits(after, tokens).sigmoid(), probability)
     # A second fit starts from the head's own logits, not from calibrated ones.
     before = head.config.temperature, head.config.bias
     calibrate(head, table(), model)

@@ -60,9 +60,9 @@ class TaskReward(_OutcomeObjective):
     Example:
         >>> from functools import partial
         >>> from sfvgen_planner.planning import MPCPlanner
-        >>> from sfvgen_planner.world_model import shipped_folder
+        >>> from sfvgen_planner.world_model import checkpoint_folder
         >>> from sfvgen_planner.world_model.heads import load_heads
-        >>> head = load_heads(shipped_folder("tabletop")).outcome_head
+        >>> head = load_heads(checkpoint_folder("tabletop")).outcome_head
         >>> planner = MPCPlanner(objective=partial(TaskReward, head))
     """
 
