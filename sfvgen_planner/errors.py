@@ -1,11 +1,27 @@
 """The one error type that tells a user what to do."""
 
+from numbers import Integral
+
 
 class SfvgenError(ValueError):
     """Bad input, told in one sentence: what is wrong, where, and what would be right.
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise an :class:`SfvgenError` unless ``value`` is a whole number of at least 1."""
+    require(isinstance(value, Integral), f"{name} must be a whole number, got {value!r}")
+    require(value >= 1, f"{name} must be at least 1, got {value}")
+
+
+def check_counts(config: object, *names: str) -> None:
+    """Refuse a config with one of these fields below 1; None stands for no limit."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            require_count(name, value)
 
 
 def require(condition: bool, message: str) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require_count
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -64,7 +64,7 @@ def play_all(
 
 def check_num_workers(num_workers: int) -> None:
     """Refuse fewer than one process."""
-    require(num_workers >= 1, f"num_workers must be at least 1, got {num_workers}")
+    require_count("num_workers", num_workers)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 from gymnasium.core import ActType, ObsType
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import require_count
 
 
 class FrameSkip(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.RecordConstructorArgs):
@@ -21,8 +21,7 @@ class FrameSkip(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Recor
         Raises:
             SfvgenError: `num_steps` is below 1.
         """
-        if num_steps < 1:
-            raise SfvgenError(f"frame_skip must be at least 1, got {num_steps}")
+        require_count("frame_skip", num_steps)
         gym.utils.RecordConstructorArgs.__init__(self, num_steps=num_steps)
         super().__init__(env)
         self.num_steps = num_steps

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import require, require_count
 from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
 from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.world_model.device import check_device
@@ -123,8 +123,7 @@ def measure(
     for name in names:
         require(name in parts, f"there is no figure {name!r}; choose from {', '.join(parts)}")
     for setting in ("num_workers", "num_envs"):
-        number = getattr(config, setting)
-        require(number >= 1, f"{setting} must be at least 1, got {number}")
+        require_count(setting, getattr(config, setting))
     prepare_folder(out.parent)
     read_rows(out)
     config = replace(config, folder=out.parent, figures=tuple(names))

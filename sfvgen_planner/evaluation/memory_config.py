@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import check_counts
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import VARIANTS, Variant, offered
 from sfvgen_planner.evaluation.return_trials import NUM_MOVES_SINCE, RECALLS, Recall
@@ -49,10 +49,7 @@ class MemoryConfig(EvaluationConfig):
     base_model: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            self.num_noise_draws is None or self.num_noise_draws >= 1,
-            f"num_noise_draws must be at least 1, got {self.num_noise_draws}",
-        )
+        check_counts(self, "num_noise_draws")
         check_choices(
             {
                 "variant": (self.variants, tuple(VARIANTS)),

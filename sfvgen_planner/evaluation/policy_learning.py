@@ -22,7 +22,7 @@ from gymnasium.wrappers import TimeLimit
 from sfvgen_planner.data.environment import Environment, make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.data.store import EpisodeStore
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import require, require_count
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.outcome_head import required_outcome_head
 from sfvgen_planner.evaluation.policy_evaluation import TASK
@@ -117,8 +117,7 @@ class PolicyLearningConfig(EvaluationConfig):
             "num_simulators",
             "num_inference_steps",
         ):
-            number = getattr(self, name)
-            require(number >= 1, f"{name} must be at least 1, got {number}")
+            require_count(name, getattr(self, name))
         for budget in self.simulator_budgets:
             require(
                 0 < budget < float("inf"),

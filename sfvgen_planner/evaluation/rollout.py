@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode, EpisodeSource
 from sfvgen_planner.data.rollout import EpisodeRecorder, record_episode
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import require_count
 from sfvgen_planner.imagination import step_batch
 from sfvgen_planner.planning import PlanningPolicy, act_batch
 from sfvgen_planner.workers import Player, Result, Task, play_all
@@ -86,7 +86,7 @@ def play_spread(
     Raises:
         SfvgenError: a number is below 1, or an episode failed.
     """
-    require(num_envs >= 1, f"num_envs must be at least 1, got {num_envs}")
+    require_count("num_envs", num_envs)
     groups = [tasks[start : start + num_envs] for start in range(0, len(tasks), num_envs)]
     results: list[Result] = []
     with tqdm(total=len(tasks), desc=description, unit="episode", dynamic_ncols=True) as progress:

@@ -15,7 +15,7 @@ import torch
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.live_episode import LivedChunk, LiveEpisode
 from sfvgen_planner.imagination.memory_lives import check_lives
 from sfvgen_planner.imagination.result import Imagination
@@ -286,8 +286,7 @@ def _generator(seed: int | None) -> torch.Generator:
 
 def _candidates(actions: np.ndarray | torch.Tensor | None, num_samples: int) -> torch.Tensor | None:
     """Actions as ``(N, T, A)``; what they hold is for the model to check."""
-    if num_samples < 1:
-        raise SfvgenError(f"num_samples must be at least 1, got {num_samples}")
+    require_count("num_samples", num_samples)
     if actions is None:
         return None
     if isinstance(actions, np.ndarray):

@@ -11,7 +11,7 @@ import numpy as np
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.data.windows import WindowSource
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,7 @@ class StoreStarts:
     """
 
     def __init__(self, store: WindowSource, num_past_frames: int) -> None:
-        if num_past_frames < 1:
-            raise SfvgenError(f"num_past_frames must be at least 1, got {num_past_frames}")
+        require_count("num_past_frames", num_past_frames)
         self.store = store
         self.num_past_frames = num_past_frames
         self._ends = np.cumsum(store.num_steps)

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from sfvgen_planner.bounds import tolerance
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.infos import masked_info
 from sfvgen_planner.imagination.memory_lives import begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import disagreement
@@ -115,7 +115,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             ("num_inference_steps", num_inference_steps),
             ("num_samples", num_samples),
         ):
-            require(number >= 1, f"{name} must be at least 1, got {number}")
+            require_count(name, number)
         require(
             0 < success_threshold <= 1,
             f"success_threshold must be above 0 and at most 1, got {success_threshold}",

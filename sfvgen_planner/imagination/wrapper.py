@@ -15,7 +15,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sfvgen_planner.data.camera import camera_frame, check_camera
 from sfvgen_planner.data.rollout import told_instruction
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.batch import StepResult, imagine_batch, step_batch
 from sfvgen_planner.imagination.env_checks import check_action_space, check_frame_skip
 from sfvgen_planner.imagination.live_episode import LiveEpisode
@@ -117,7 +117,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         check_camera(env)
         if max_frames is None:
             max_frames = MAX_WINDOWS * (config.num_past_frames + config.num_future_frames)
-        require(max_frames >= 1, f"max_frames must be at least 1, got {max_frames}")
+        require_count("max_frames", max_frames)
         self.world_model = world_model
         self.memory = memory
         self.bank = bank

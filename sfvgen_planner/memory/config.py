@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import ConfigDict
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 
 # Diffusers' names of what mixes frames, in the UNet (attention and convolutions over time, without
 # the convolutions' norms, activations and dropouts) and in the transformer (its temporal blocks).
@@ -82,9 +82,12 @@ class MemoryConfig:
     max_past_frames: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "table_side", "learning_rate", "num_steps", "num_noise_draws"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} of a memory must be positive, got {value}")
+        for name in ("rank", "table_side", "num_steps", "num_noise_draws"):
+            require_count(f"{name} of a memory", getattr(self, name))
+        require(
+            self.learning_rate > 0,
+            f"learning_rate of a memory must be positive, got {self.learning_rate}",
+        )
         try:
             re.compile(self.target_modules)
         except (re.error, TypeError) as error:
@@ -119,10 +122,8 @@ class MemoryConfig:
             "num_time_slots of a memory go with rule: normalised, position_code, num_time_codes "
             "and instruction_code; set these too",
         )
-        require(
-            self.max_past_frames is None or self.max_past_frames > 0,
-            f"max_past_frames of a memory must be positive, got {self.max_past_frames}",
-        )
+        if self.max_past_frames is not None:
+            require_count("max_past_frames of a memory", self.max_past_frames)
 
     @property
     def is_coded(self) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
 from sfvgen_planner.memory.adapter_files import (
     COUNTER,
@@ -85,7 +85,7 @@ class EpisodicMemory:
         num_memories: int = 1,
         seed: int = 0,
     ) -> None:
-        require(num_memories > 0, f"num_memories must be positive, got {num_memories}")
+        require_count("num_memories", num_memories)
         self.world_model = world_model
         self.config = config or MemoryConfig()
         self.num_memories = num_memories

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import require, require_count
 from sfvgen_planner.imagination import (
     Imagination,
     ImaginationWrapper,
@@ -34,10 +34,7 @@ class MPCConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.num_inference_steps >= 1,
-            f"num_inference_steps must be at least 1, got {self.num_inference_steps}",
-        )
+        require_count("num_inference_steps", self.num_inference_steps)
 
 
 class MPCPlanner(BatchPlanner):

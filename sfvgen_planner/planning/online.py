@@ -15,7 +15,7 @@ from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import Episode, EpisodeSource
 from sfvgen_planner.data.player import EpisodePlayer, EpisodeTask
 from sfvgen_planner.data.recipe import DataRecipe, DataSource
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.files import prepare_folder, write_json
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.memory import EpisodicMemory
@@ -65,7 +65,7 @@ def online_loop(
             in the episodes, the policy gives wrong actions, the disk is full.
         KeyboardInterrupt: The run was interrupted; the same call resumes it.
     """
-    require(num_rounds >= 1, f"num_rounds must be at least 1, got {num_rounds}")
+    require_count("num_rounds", num_rounds)
     _check_memory(recipe, init_from)
     # Refused before the first episode, not after it.
     required_inverse_dynamics(load_heads(init_from), init_from)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import check_counts, require
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan, Planner, action_batch, plan_batch
 
@@ -39,9 +39,7 @@ class PolicyConfig:
     min_executed_steps: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("num_executed_steps", "min_executed_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        check_counts(self, "num_executed_steps", "min_executed_steps")
         require(
             self.max_departure is None or self.max_departure > 0,
             f"max_departure must be positive, got {self.max_departure}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.policy import PlanningPolicy
 from sfvgen_planner.planning.subgoals import Subgoals
@@ -96,9 +96,8 @@ class SubgoalPolicy:
             "the policy has a fixed goal and would not follow subgoals; give the goal to "
             "SubgoalPolicy instead",
         )
-        require(
-            max_steps is None or max_steps >= 1, f"max_steps must be at least 1, got {max_steps}"
-        )
+        if max_steps is not None:
+            require_count("max_steps", max_steps)
         self.policy = policy
         self.subgoals = subgoals
         self.is_achieved = is_achieved

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.planning.chat_endpoint import ChatEndpoint, Message
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class LanguageModelConfig:
     show_frame: bool = False
 
     def __post_init__(self) -> None:
-        require(self.max_subgoals >= 1, f"max_subgoals must be at least 1, got {self.max_subgoals}")
+        require_count("max_subgoals", self.max_subgoals)
         require(self.num_retries >= 0, f"num_retries must be at least 0, got {self.num_retries}")
 
 

@@ -12,7 +12,7 @@ import torch
 from sfvgen_policies.inverse_dynamics import InverseDynamics
 from torch import Tensor
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, check_counts, require
 from sfvgen_planner.imagination import (
     Imagination,
     ImaginationWrapper,
@@ -43,9 +43,11 @@ class VideoPlanConfig:
     guidance_scale: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_frames", "num_inference_steps", "guidance_scale"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        check_counts(self, "num_samples", "num_frames", "num_inference_steps")
+        require(
+            self.guidance_scale >= 1,
+            f"guidance_scale must be at least 1, got {self.guidance_scale}",
+        )
 
 
 class VideoPlanner(BatchPlanner):

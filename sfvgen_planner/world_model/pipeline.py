@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.files import prepare_folder
 from sfvgen_planner.world_model.actions import action_bounds, normalise_actions, planned_frames
 from sfvgen_planner.world_model.base_model import fit_image_size, fit_unet, latent_geometry
@@ -505,8 +505,7 @@ class VideoWorldModel(DiffusionPipeline):
             num_frames = planned_frames(normalised, batch, num_frames)
         if num_frames is None:
             num_frames = self._chunk_frames(self._usual_context(context))
-        if num_frames < 1:
-            raise SfvgenError(f"num_frames must be at least 1, got {num_frames}")
+        require_count("num_frames", num_frames)
         texts = instruction if isinstance(instruction, list) else [instruction] * batch
         if len(texts) != batch:
             raise SfvgenError(f"{batch} pasts need {batch} instructions, got {len(texts)}")

@@ -7,7 +7,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require_count
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,7 @@ class SamplingOptions:
     samples_per_generator: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise SfvgenError(
-                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
-            )
+        require_count("num_inference_steps", self.num_inference_steps)
         if not 1 <= self.guidance_scale < math.inf:
             raise SfvgenError(
                 f"guidance_scale must be finite and at least 1, got {self.guidance_scale}"

@@ -5,7 +5,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import require_count
 from sfvgen_planner.world_model.latent_blocks import Reader, ResidualBlock, require_latents
 
 
@@ -41,7 +41,7 @@ class TemporalDistance(ModelMixin, ConfigMixin):
         max_frames: int = 24,
     ) -> None:
         super().__init__()
-        require(max_frames >= 1, f"max_frames must be at least 1, got {max_frames}")
+        require_count("max_frames", max_frames)
         bounds = _bin_bounds(max_frames)
         # Whole numbers, which half precision leaves alone; the config has them, not the weights.
         self.register_buffer("bounds", torch.tensor(bounds), persistent=False)

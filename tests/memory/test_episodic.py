@@ -124,6 +124,7 @@ def test_latents_and_pixels_write_the_same(model, config):
     ("settings", "words"),
     [
         ({"rank": 0}, "rank"),
+        ({"rank": 1.5}, "rank of a memory must be a whole number, got 1.5"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"num_steps": 0}, "num_steps"),
         ({"rule": "sgd"}, "rule"),

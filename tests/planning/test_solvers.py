@@ -128,6 +128,8 @@ def test_a_shifted_plan_saves_iterations(solver):
 
 @pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
 def test_solvers_refuse_misfits(solver):
+    with pytest.raises(SfvgenError, match=r"horizon must be a whole number, got 1\.5"):
+        solver.solve(lambda a: a.sum((1, 2)), BOUNDED, 1.5)
     with pytest.raises(SfvgenError, match="horizon"):
         solver.solve(lambda a: a.sum((1, 2)), BOUNDED, 0)
     with pytest.raises(SfvgenError, match="initial_mean"):
@@ -157,6 +159,8 @@ def test_an_action_that_cannot_move_stays(solver):
     ("config", "bad"),
     [
         (ICEMConfig, {"population_decay": 0.9}),
+        (CEMConfig, {"num_iterations": 1.5}),
+        (MPPIConfig, {"num_samples": 64.0}),
         (ICEMConfig, {"noise_beta": -1.0}),
         (ICEMConfig, {"num_iterations": 0}),
         (MPPIConfig, {"num_samples": 0}),

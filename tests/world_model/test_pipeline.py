@@ -170,6 +170,7 @@ def test_works_with_a_ddpm_family_scheduler(past):
     assert model(past, num_frames=2, generator=seeded()).frames.shape == (2, 2, 64, 64, 3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 def test_euler_steps_are_those_of_ddim(past):
     """One differential equation: Euler's noisy latents are larger, and scaled for the denoiser."""
     schedule = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}

@@ -75,7 +75,7 @@ def test_a_recall_needs_a_weight(weight, words):
         ("memory.num_time_codes=1.5", r"memory\.num_time_codes: "),
         ("memory.rnk=3", r"memory\.rnk: Unexpected keyword argument"),
         ("memory.rule=sgd", r"memory\.rule: Input should be 'adam' or 'normalised'"),
-        ("memory.rank=0", "rank of a memory must be positive, got 0"),
+        ("memory.rank=0", "rank of a memory must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_of_a_memory_is_named(change, words):

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.errors import SfvgenError, require_count
 from sfvgen_planner.imagination import Imagination
 from sfvgen_planner.planning.objectives.image_objective import ImageObjective
 
@@ -39,8 +39,7 @@ class GoalImage(ImageObjective):
     ) -> None:
         if space not in ("latent", "pixel"):
             raise SfvgenError(f'GoalImage: space must be "latent" or "pixel", got {space!r}')
-        if num_levels < 1:
-            raise SfvgenError(f"GoalImage: num_levels must be at least 1, got {num_levels}")
+        require_count("GoalImage: num_levels", num_levels)
         super().__init__(image)
         self.space = space
         self.num_levels = num_levels

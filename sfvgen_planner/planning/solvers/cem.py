@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import gymnasium as gym
 import torch
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import check_counts, require
 from sfvgen_planner.planning.solvers.common import (
     BatchCostFunction,
     BatchSolver,
     Bounds,
     Solution,
-    check_counts,
     check_spreads,
     evaluate,
     lowest_costs,
@@ -63,12 +62,16 @@ class CEMConfig:
     max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        check_counts(self, "num_samples", "num_elites", "num_iterations", "max_batch_size")
         require(self.num_samples >= 2, f"num_samples must be at least 2, got {self.num_samples}")
         require(
             2 <= self.num_elites <= self.num_samples,
             f"num_elites must be from 2 to num_samples={self.num_samples}, got {self.num_elites}",
         )
-        check_counts(self, "num_iterations", "population_decay", "max_batch_size")
+        require(
+            self.population_decay >= 1,
+            f"population_decay must be at least 1, got {self.population_decay}",
+        )
         check_spreads(self.min_std, self.initial_std)
         require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         require(

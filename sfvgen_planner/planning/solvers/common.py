@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, require, require_count
 
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 """Costs ``(N,)`` of candidates ``(N, T, A)`` in env units; within one ``solve`` it must give the
@@ -137,7 +137,7 @@ class Bounds:
     @classmethod
     def of(cls, space: gym.spaces.Box, horizon: int) -> Bounds:
         """Those of ``horizon`` actions; the same object for the same numbers, not to be changed."""
-        require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
+        require_count("horizon", horizon)
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise SfvgenError(f"Solvers need a Box of the shape (A,), got {space}")
         return _bounds(tuple(space.low.tolist()), tuple(space.high.tolist()), horizon)
@@ -290,13 +290,6 @@ def standard_normal(shape: Sequence[int], generators: Sequence[torch.Generator])
     for own, generator in zip(noise, generators, strict=True):
         own.normal_(generator=generator)
     return noise
-
-
-def check_counts(config: object, *names: str) -> None:
-    """Refuse a config with one of these fields below 1; None stands for no limit."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
 
 
 def check_spreads(min_std: float, initial_std: float) -> None:

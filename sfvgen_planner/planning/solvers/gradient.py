@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import gymnasium as gym
 import torch
 
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.errors import SfvgenError, check_counts, require
 from sfvgen_planner.planning.solvers.common import (
     BatchCostFunction,
     BatchSolver,
     Bounds,
     Solution,
     check_costs,
-    check_counts,
     check_finite,
     check_spreads,
     make_generators,

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import gymnasium as gym
 import torch
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import check_counts, require
 from sfvgen_planner.planning.solvers.common import (
     BatchCostFunction,
     BatchSolver,
     Bounds,
     Solution,
-    check_counts,
     check_spreads,
     evaluate,
     lowest_costs,

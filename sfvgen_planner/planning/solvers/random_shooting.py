@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import gymnasium as gym
 import torch
 
+from sfvgen_planner.errors import check_counts
 from sfvgen_planner.planning.solvers.common import (
     BatchCostFunction,
     BatchSolver,
     Bounds,
     Solution,
-    check_counts,
     evaluate,
     lowest_costs,
     make_generators,
