@@ -53,6 +53,7 @@ class MainJobConfig(EvaluationConfig):
         num_inference_steps: denoiser calls per action-conditioned chunk.
     """
 
+    env_id = ENV_ID
     num_skill_episodes: int = 100
     num_expert_episodes: int = 200
     num_action_episodes: int = 32

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 
 from sfvgen_planner.errors import require, require_count
 from sfvgen_planner.evaluation.results import Figure, merge_figures, read_rows
 from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.world_model.checkpoint import trained_on
 from sfvgen_planner.world_model.device import check_device
+from sfvgen_planner.world_model.shipped import checkpoint_folder
 
 HELD_OUT_SEED = 100_000
 """First seed of the evaluation episodes; training recipes stay below it."""
@@ -31,8 +33,10 @@ class EvaluationConfig:
             model: its calls are then for all of them, which on a GPU take little longer.
         folder: of the result file, where what belongs to it goes too.
         figures: names of those asked for; None for all.
+        env_id: of the environment whose pictures are judged; None for the model's own.
     """
 
+    env_id: ClassVar[str | None] = None
     model: str = "tabletop"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     batch_size: int = 16
@@ -116,14 +120,16 @@ def measure(
             written together.
 
     Raises:
-        SfvgenError: a figure is unknown, a number of processes or environments is below 1, or
-            ``out`` cannot be written.
+        SfvgenError: a figure is unknown, a number of processes or environments is below 1, the
+            model is of another environment, or ``out`` cannot be written.
     """
     names = list(parts if only is None else only)
     for name in names:
         require(name in parts, f"there is no figure {name!r}; choose from {', '.join(parts)}")
     for setting in ("num_workers", "num_envs"):
         require_count(setting, getattr(config, setting))
+    if config.env_id is not None:
+        _check_env(config.model, config.env_id)
     prepare_folder(out.parent)
     read_rows(out)
     config = replace(config, folder=out.parent, figures=tuple(names))
@@ -133,3 +139,12 @@ def measure(
             merge_figures(out, [figure])
             figures.append(figure)
     return figures
+
+
+def _check_env(model: str, env_id: str) -> None:
+    """Refuse a model of another environment; some models do not tell."""
+    found = trained_on(checkpoint_folder(model))
+    require(
+        found in (None, env_id),
+        f"{model} was trained on {found}, but this is measured on {env_id}; give a model of that",
+    )

@@ -9,6 +9,7 @@ from sfvgen_planner.errors import check_counts
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import VARIANTS, Variant, offered
 from sfvgen_planner.evaluation.return_trials import NUM_MOVES_SINCE, RECALLS, Recall
+from sfvgen_planner.evaluation.tabletop import ENV_ID
 
 MANY_STEPS = 25
 """Denoiser calls per chunk at which the paper's cost of fast learning is to be compared."""
@@ -35,6 +36,7 @@ class MemoryConfig(EvaluationConfig):
             weights, in place of the shipped one.
     """
 
+    env_id = ENV_ID
     num_open_loop_episodes: int = 200
     num_closed_loop_episodes: int = 200
     num_timed_runs: int = 5

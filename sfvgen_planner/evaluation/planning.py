@@ -77,6 +77,7 @@ class PlanningConfig(EvaluationConfig):
             in the simulator, it is one block.
     """
 
+    env_id = ENV_ID
     num_planned_episodes: int = 200
     methods: tuple[str, ...] = ()
     levels: tuple[int, ...] = LEVELS

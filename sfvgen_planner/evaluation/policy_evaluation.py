@@ -57,6 +57,7 @@ class PolicyEvaluationConfig(EvaluationConfig):
         planners: names of ``PLANNERS`` that are evaluated too, which takes by far the longest.
     """
 
+    env_id = ENV_ID
     num_policy_episodes: int = 100
     num_inference_steps: int = 2
     success_threshold: float = 0.5

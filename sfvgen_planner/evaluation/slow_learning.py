@@ -55,6 +55,7 @@ class SlowLearningConfig(EvaluationConfig):
         guidance_scale: for instructions.
     """
 
+    env_id = ENV_ID
     num_chunk_episodes: int = 32
     num_few_step_episodes: int = 8
     num_rollout_episodes: int = 16

@@ -95,6 +95,15 @@ def is_world_model(folder: Path) -> bool:
     return "num_past_frames" in _read_json(folder / "model_index.json", folder)
 
 
+def trained_on(folder: Path) -> str | None:
+    """Id of the environment that a world model's data came from; None where it does not tell.
+
+    Raises:
+        SfvgenError: It is no checkpoint folder.
+    """
+    return _read_json(folder / "model_index.json", folder).get("env_id") or None
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """No progress bars of the libraries for files that are read or written in a second."""

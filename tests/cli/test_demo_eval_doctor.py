@@ -65,6 +65,17 @@ def test_a_number_below_one_is_refused_before_any_work(tmp_path, capsys, option)
     assert not out.exists()
 
 
+@pytest.mark.parametrize("what", ["memory", "slow-learning", "main-job", "planning", "policy"])
+def test_a_model_of_another_environment_is_refused_before_any_work(tmp_path, capsys, what):
+    out = tmp_path / "a.json"
+    assert main(["eval", what, "--model", "metaworld_reach", "--out", str(out)]) == 2
+    assert told(capsys)[1] == (
+        "error: metaworld_reach was trained on sfvgen/MetaWorld-v0, but this is measured on "
+        "sfvgen/TabletopReturn-v0; give a model of that\n"
+    )
+    assert not out.exists()
+
+
 def test_eval_prints_what_it_writes(tmp_path, capsys):
     out = tmp_path / "a.json"
     only = ["--only", "skill_success_rate_random", "--episodes", "1"]
