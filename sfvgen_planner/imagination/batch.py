@@ -16,6 +16,7 @@ import torch
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require, require_count
+from sfvgen_planner.imagination.actions import check_action
 from sfvgen_planner.imagination.live_episode import LivedChunk, LiveEpisode
 from sfvgen_planner.imagination.memory_lives import check_lives
 from sfvgen_planner.imagination.result import Imagination
@@ -72,7 +73,7 @@ def step_batch(imaginations: Sequence[ImaginingEnv], actions: Sequence[Any]) -> 
         "an env can be stepped only once at a time, but one is given twice",
     )
     for own, action in zip(imaginations, actions, strict=True):
-        _check_action(action, own.action_space)
+        check_action(action, own.action_space)
     try:
         results = [_step(own, action) for own, action in zip(imaginations, actions, strict=True)]
     finally:
@@ -185,14 +186,6 @@ def _shared(
             if own.live_episode.has_begun:
                 check_lives(memory, [own.memory_index], own)
     return model, memory
-
-
-def _check_action(action: Any, space: gym.Space[Any]) -> None:
-    values = np.asarray(action, np.float32)
-    require(
-        values.shape == space.shape and bool(np.isfinite(values).all()),
-        f"an action must be {space.shape} finite numbers, got {action!r}",
-    )
 
 
 def _step(own: ImaginingEnv, action: Any) -> StepResult:

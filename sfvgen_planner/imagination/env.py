@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from sfvgen_planner.errors import require
+from sfvgen_planner.imagination.actions import check_action
 from sfvgen_planner.imagination.infos import env_info
 from sfvgen_planner.imagination.starts import Starts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv
@@ -109,6 +110,7 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
             SfvgenError: before ``reset`` or after the episode's end; or where the action has the
                 wrong shape, is not finite or leaves the bounds.
         """
+        check_action(action, self.action_space)
         observations, rewards, terminations, truncations, infos = self._world.step(
             np.asarray(action)[None]
         )

@@ -161,6 +161,14 @@ def test_an_ended_episode_must_be_reset():
     assert not env.step(action)[3]
 
 
+@pytest.mark.parametrize("action", [np.zeros(3), np.array([0, np.nan])], ids=["shape", "nan"])
+def test_an_action_that_is_none_is_refused_as_one_env_s(action):
+    env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()))
+    env.reset(seed=0)
+    with pytest.raises(SfvgenError, match=r"^an action must be \(2,\) finite numbers, got array"):
+        env.step(action)
+
+
 def test_unknown_options_are_refused():
     env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()))
     env.reset(options={})
