@@ -75,7 +75,8 @@ class WorldModelEnv(gym.Env[np.ndarray, np.ndarray]):
         self.frame_skip: int = world_model.config.frame_skip
         self.observation_space = self._world.single_observation_space
         self.action_space = self._world.single_action_space
-        fps = self.metadata["render_fps"]
+        fps = self._world.metadata["render_fps"]
+        self.metadata = {**self.metadata, "render_fps": fps}
         self._window = Window("Imagined world", fps) if render_mode == "human" else None
 
     def reset(

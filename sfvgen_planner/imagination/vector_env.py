@@ -17,7 +17,7 @@ from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.infos import masked_info
 from sfvgen_planner.imagination.memory_lives import begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import disagreement
-from sfvgen_planner.imagination.starts import Starts
+from sfvgen_planner.imagination.starts import EnvStarts, Starts
 
 if TYPE_CHECKING:
     from sfvgen_planner.memory import EpisodicMemory
@@ -160,6 +160,9 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.memory = memory
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        if isinstance(starts, EnvStarts) and (fps := starts.env.metadata.get("render_fps")):
+            # As fast as what is imagined.
+            self.metadata["render_fps"] = max(1, round(fps / world_model.config.frame_skip))
         self.render_mode = render_mode
         side = config.image_size
         self.single_observation_space = gym.spaces.Box(0, 255, (side, side, 3), np.uint8)

@@ -169,6 +169,14 @@ def test_an_action_that_is_none_is_refused_as_one_env_s(action):
         env.step(action)
 
 
+def test_it_is_shown_as_fast_as_what_it_imagines():
+    model = PointMassWorldModel()
+    assert WorldModelEnv(model, EnvStarts(PointMassEnv())).metadata["render_fps"] == 5
+    model.config.frame_skip = 2
+    assert WorldModelEnv(model, EnvStarts(PointMassEnv())).metadata["render_fps"] == 2
+    assert WorldModelEnv.metadata["render_fps"] == 10
+
+
 def test_unknown_options_are_refused():
     env = WorldModelEnv(PointMassWorldModel(), EnvStarts(PointMassEnv()))
     env.reset(options={})
