@@ -54,6 +54,9 @@ class NearHead(torch.nn.Module):
 
     config = SimpleNamespace(success_ends=False)
 
+    def tokenize(self, world_model, instructions):
+        return world_model.tokenize(instructions)
+
     def forward(self, before, after, token_ids):
         earlier, later = (
             locate((latents * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())[:, 0]
