@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from sfvgen_planner import __version__
+from sfvgen_planner.display import render_without_display
 from sfvgen_planner.errors import SfvgenError
 
 # One module of this package per subcommand. Each imports what it needs inside `run`, so that
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C.
     """
-    _render_without_display()
+    render_without_display()
     _keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
@@ -88,13 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             message += f"; the same command goes on from here: {shlex.join(['sfvgen', *arguments])}"
         print(f"\n{message}", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _render_without_display() -> None:
-    """Let MuJoCo use EGL where there is no display; it chooses while it is imported."""
-    displays = ("DISPLAY", "WAYLAND_DISPLAY")
-    if sys.platform == "linux" and not any(os.environ.get(name) for name in displays):
-        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def _keep_freed_memory() -> None:

@@ -3,8 +3,6 @@
 import functools
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import entry_points
@@ -16,6 +14,7 @@ from gymnasium.envs.registration import load_env_creator, namespace
 
 from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.data.gl_context import OwnGLContext, draws_with_gymnasium
+from sfvgen_planner.display import has_display, render_without_display
 from sfvgen_planner.errors import SfvgenError, require
 
 Environment = gym.Env[Any, np.ndarray[Any, Any]]
@@ -37,16 +36,13 @@ def make_env(
             not a bounded vector of floats.
     """
     kwargs = dict(env_kwargs or {})
-    if sys.platform == "linux" and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        # GLFW ends the process where it is to open a window.
-        require(
-            kwargs.get("render_mode") != "human",
-            f"cannot show {env_id!r} with render_mode='human': there is no display; use "
-            "render_mode='rgb_array', or set DISPLAY to a display",
-        )
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    # GLFW ends the process where it is to open a window without one.
+    require(
+        kwargs.get("render_mode") != "human" or has_display(),
+        f"cannot show {env_id!r} with render_mode='human': there is no display; use "
+        "render_mode='rgb_array', or set DISPLAY to a display",
+    )
+    render_without_display()
     module, _, registered_id = env_id.rpartition(":")
     try:
         if module:
