@@ -71,7 +71,7 @@ def measure(config: SpeedConfig, numbers: list[int]) -> Iterator[Figure]:
         told = {**fields, "num_gpus": number, "precision": "bf16" if config.on_gpu else "fp32"}
         yield timing_figure("training_windows_per_second", values, "1/s", config, **told)
         if number > 1:
-            yield timing_figure("training_scaling", values / alone, "1", config, **told)
+            yield timing_figure(f"scaling_{number}_gpus", values / alone, "1", config, **told)
 
 
 def main() -> None:
