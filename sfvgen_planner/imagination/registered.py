@@ -36,7 +36,8 @@ class ImaginedEnv(WorldModelEnv):
         memory: whether what leaves the context window is remembered, by the fast weights of the
             checkpoint.
         render_mode: see :class:`WorldModelEnv`.
-        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``.
+        **kwargs: further arguments of :class:`WorldModelVectorEnv`, such as ``horizon``, or an
+            ``outcome_head`` in place of the checkpoint's.
 
     Raises:
         SfvgenError: where the model, the environment or the store is missing, or an argument makes
@@ -62,7 +63,7 @@ class ImaginedEnv(WorldModelEnv):
         world_model, parts = _load(folder, device, memory)
         self._starts = _starts(world_model, env_id, env_kwargs, start_data)
         with _closed_on_error(self._starts):
-            super().__init__(world_model, self._starts, render_mode, **parts, **kwargs)
+            super().__init__(world_model, self._starts, render_mode, **(parts | kwargs))
 
     def close(self) -> None:
         """Close the window and the environment that the starts came from."""
@@ -102,7 +103,7 @@ class ImaginedVectorEnv(WorldModelVectorEnv):
         world_model, parts = _load(folder, device, memory, num_envs)
         starts = _starts(world_model, env_id, env_kwargs, start_data)
         with _closed_on_error(starts):
-            super().__init__(world_model, starts, num_envs, **parts, **kwargs)
+            super().__init__(world_model, starts, num_envs, **(parts | kwargs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environment that the starts came from."""

@@ -335,7 +335,7 @@ class EpisodicMemory:
     def state(self, index: int = 0) -> dict[str, Tensor]:
         """A copy of all that `write` changed: tensors under PEFT's names, the number of writes.
 
-        With it goes a checksum of the slow weights that it belongs to.
+        With it goes a checksum of the slow weights and codes that it belongs to.
 
         Raises:
             SfvgenError: There is no such memory.
@@ -372,8 +372,8 @@ class EpisodicMemory:
         # A file's state was compared as it was read; those of older banks tell nothing.
         require(
             SLOW_WEIGHTS not in state or torch.equal(state[SLOW_WEIGHTS].cpu(), self._slow_weights),
-            "this memory was learnt with other slow weights than this model's; load it into a "
-            "memory of the model that it was learnt with",
+            "this memory was learnt with other slow weights or codes than this one's; load it into "
+            "a memory of the model, and of the seed, that it was learnt with",
         )
         require(
             all(bool(state[name].isfinite().all()) for name in self._fast),
@@ -415,8 +415,8 @@ class EpisodicMemory:
 
     @cached_property  # They are frozen.
     def _slow_weights(self) -> Tensor:
-        """`slow_fingerprint` of the denoiser, as bytes."""
-        digest = bytes.fromhex(slow_fingerprint(self.world_model.unet))
+        """`slow_fingerprint` of the denoiser and the adapters, as bytes."""
+        digest = bytes.fromhex(slow_fingerprint(self.world_model.unet, with_adapters=True))
         return torch.tensor(list(digest), dtype=torch.uint8)
 
     def _load_slow(self, tensors: dict[str, Tensor]) -> None:

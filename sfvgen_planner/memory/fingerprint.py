@@ -25,16 +25,22 @@ def fingerprint(world_model: VideoWorldModel) -> str:
     return digest.hexdigest()
 
 
-def slow_fingerprint(unet: nn.Module) -> str:
-    """A checksum of the denoiser's own weights, without adapters, in any precision.
+def slow_fingerprint(unet: nn.Module, with_adapters: bool = False) -> str:
+    """A checksum of the denoiser's own weights, in any precision.
+
+    Args:
+        unet: The denoiser.
+        with_adapters: Also of what all memories of an attached one share.
 
     Returns:
         SHA-256, in hexadecimal, of the weights as bfloat16: of what a checkpoint holds in half
         precision, single, half and bfloat16 precision are all rounded to the same numbers.
     """
     digest = hashlib.sha256()
-    own = {name: value for name, value in slow_weights(unet).items() if ".lora_" not in name}
-    _add(digest, {name: value.to(torch.bfloat16) for name, value in own.items()})
+    weights = slow_weights(unet)
+    if not with_adapters:
+        weights = {name: value for name, value in weights.items() if ".lora_" not in name}
+    _add(digest, {name: value.to(torch.bfloat16) for name, value in weights.items()})
     return digest.hexdigest()
 
 

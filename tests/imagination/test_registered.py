@@ -140,6 +140,8 @@ def test_episodes_begin_in_recorded_data_and_the_checkpoints_head_judges_them(tm
     assert (EpisodeStore.open(store).window(0, 0, 9).frames == frame).all(axis=(1, 2, 3)).any()
     assert info["instruction"] == "put it away"
     assert 0 < info["success_probability"] < 1
+    unjudged = gym.make(ID, model=str(folder), start_data=str(store), outcome_head=None)
+    assert "success_probability" not in unjudged.reset(seed=0)[1]
 
 
 def test_the_environment_of_the_model_is_the_default(tmp_path):

@@ -178,6 +178,13 @@ def test_a_state_is_refused_by_other_slow_weights(model, new_model, config):
         other.load(memory.state())
     assert other.num_writes == [0]
     assert all(torch.equal(other.state()[name], value) for name, value in fresh.items())
+    # What memories share is drawn from the seed; those of the paper share nothing.
+    other_seed = EpisodicMemory(new_model(), config, seed=1)
+    if config.rule == "normalised":
+        with pytest.raises(SfvgenError, match="other slow weights or codes"):
+            other_seed.load(memory.state())
+    else:
+        other_seed.load(memory.state())
     # In another precision it is the same model.
     half = EpisodicMemory(new_model().to(torch.bfloat16), config)
     half.load(memory.state())
