@@ -10,10 +10,10 @@ class SfvgenError(ValueError):
     """
 
 
-def require_count(name: str, value: int) -> None:
-    """Raise an :class:`SfvgenError` unless ``value`` is a whole number of at least 1."""
+def require_count(name: str, value: int, least: int = 1) -> None:
+    """Raise an :class:`SfvgenError` unless ``value`` is a whole number of at least ``least``."""
     require(isinstance(value, Integral), f"{name} must be a whole number, got {value!r}")
-    require(value >= 1, f"{name} must be at least 1, got {value}")
+    require(value >= least, f"{name} must be at least {least}, got {value}")
 
 
 def check_counts(config: object, *names: str) -> None:

@@ -18,7 +18,8 @@ class InstructionObservation(
         max_length: longest instruction in characters.
 
     Raises:
-        ValueError: the observation is no Dict, or it already has an ``instruction``.
+        ValueError: the observation is no Dict, or it already has an ``instruction``; or, at a reset
+            or step, the env tells no instruction or one that is no text of the space.
     """
 
     def __init__(self, env: gym.Env[dict[str, Any], Any], max_length: int = 128) -> None:
@@ -30,6 +31,7 @@ class InstructionObservation(
         if "instruction" in space.spaces:
             raise ValueError("The observation already has an 'instruction'; wrap it only once.")
         text = gym.spaces.Text(max_length, min_length=0, charset=string.printable)
+        self._text = text
         self.observation_space = gym.spaces.Dict({**space.spaces, "instruction": text})
 
     def reset(
@@ -42,9 +44,16 @@ class InstructionObservation(
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_instruction(observation, info), reward, terminated, truncated, info
 
-    @staticmethod
-    def _with_instruction(observation: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-        return {**observation, "instruction": info["instruction"]}
+    def _with_instruction(
+        self, observation: dict[str, Any], info: dict[str, Any]
+    ) -> dict[str, Any]:
+        instruction = info.get("instruction")
+        if not self._text.contains(instruction):
+            raise ValueError(
+                "InstructionObservation needs info['instruction'] with printable ASCII characters, "
+                f"{self._text.max_length} at most (max_length), got {instruction!r}."
+            )
+        return {**observation, "instruction": instruction}
 
 
 class FixedInstruction(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

@@ -127,7 +127,11 @@ def _fits(shown: gym.Space[Any], wanted: gym.Space[Any]) -> bool:
         shown = shown["image"]
     if not isinstance(shown, gym.spaces.Box) or not isinstance(wanted, gym.spaces.Box):
         return shown == wanted
-    return wanted.shape in (shown.shape, shown.shape[-1:] + shown.shape[:-1])
+    # Of pictures SB3 takes the range from their type; other numbers may be normalised in any way.
+    is_picture = np.issubdtype(wanted.dtype, np.integer)
+    return wanted.shape in (shown.shape, shown.shape[-1:] + shown.shape[:-1]) and (
+        shown.dtype == wanted.dtype if is_picture else not np.issubdtype(shown.dtype, np.integer)
+    )
 
 
 def _same_box(one: gym.spaces.Box, other: gym.Space[Any]) -> bool:

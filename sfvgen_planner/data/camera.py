@@ -17,8 +17,8 @@ def camera_frame(
 ) -> FrameArray:
     """Return the present camera picture.
 
-    It is the observation's entry `image` where there is one, else the observation itself where it
-    is a picture, else what `env.render()` returns in the render mode `rgb_array`.
+    It is the observation's entry `image` or the observation itself, where that is a picture, else
+    what `env.render()` returns in the render mode `rgb_array`.
 
     Args:
         env: An environment that was reset.
@@ -32,16 +32,14 @@ def camera_frame(
     Raises:
         SfvgenError: The environment shows no RGB picture.
     """
-    if isinstance(observation, Mapping) and "image" in observation:
-        frame, where = observation["image"], "observation['image']"
-    elif _is_picture(observation):
-        frame, where = observation, "the observation"
-    else:
-        frame, where = _render(env), "render()"
+    frame = observation.get("image") if isinstance(observation, Mapping) else observation
+    if not _is_picture(frame):
+        frame = _render(env)
     if not _is_picture(frame):
         raise SfvgenError(
-            f"{_name(env)} shows no camera picture: {where} gives {_describe(frame)}, but an RGB "
-            "array (H, W, 3) of uint8 is needed; make it with render_mode='rgb_array'"
+            f"{_name(env)} shows no camera picture: its observation is none and render() gives "
+            f"{_describe(frame)}, but an RGB array (H, W, 3) of uint8 is needed; make it with "
+            "render_mode='rgb_array'"
         )
     if image_size is None:
         return frame
@@ -57,19 +55,18 @@ def check_camera(env: gym.Env[Any, Any]) -> None:
     Raises:
         SfvgenError: Neither its observation space nor its render mode promises one.
     """
-    space, where = env.observation_space, "its observations are"
+    space = env.observation_space
     if isinstance(space, gym.spaces.Dict) and "image" in space.spaces:
-        space, where = space["image"], "the entry 'image' of its observations is"
-    elif env.render_mode == "rgb_array":
-        return
-    if not (
+        space = space["image"]
+    is_picture = (
         isinstance(space, gym.spaces.Box)
         and space.dtype == np.uint8
         and len(space.shape) == 3
         and space.shape[2] == 3
-    ):
+    )
+    if not is_picture and env.render_mode != "rgb_array":
         raise SfvgenError(
-            f"{_name(env)} has no camera: {where} no RGB pictures (H, W, 3) of uint8 but {space}; "
+            f"{_name(env)} has no camera: it shows no RGB pictures (H, W, 3) of uint8 but {space}; "
             f"make it with render_mode='rgb_array' instead of {env.render_mode!r}"
         )
 

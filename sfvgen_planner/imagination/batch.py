@@ -18,7 +18,7 @@ from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.actions import check_action
 from sfvgen_planner.imagination.live_episode import LivedChunk, LiveEpisode
-from sfvgen_planner.imagination.memory_lives import check_lives
+from sfvgen_planner.imagination.memory_lives import Life, check_lives
 from sfvgen_planner.imagination.result import Imagination
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class ImaginingEnv(Protocol):
     max_frames: int
     measure_writes: bool
     live_episode: LiveEpisode
+    life: Life
 
     @property
     def action_space(self) -> gym.Space[Any]: ...
@@ -61,7 +62,8 @@ def step_batch(imaginations: Sequence[ImaginingEnv], actions: Sequence[Any]) -> 
     Raises:
         SfvgenError: where they do not share their world model and memory, one is given twice, or
             there are not as many actions, or one of them has another shape or is not finite; then
-            none of them is stepped.
+            none of them is stepped. What an env itself raises, such as one that refuses an action
+            beyond its bounds, ends the call too: those before it have made their step.
     """
     _, memory = _shared(imaginations)
     require(
@@ -184,7 +186,7 @@ def _shared(
     if memory is not None:
         for own in imaginations:
             if own.live_episode.has_begun:
-                check_lives(memory, [own.memory_index], own)
+                check_lives(memory, [own.memory_index], own.life)
     return model, memory
 
 

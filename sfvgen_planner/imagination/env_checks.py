@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import Autoreset, MaxAndSkipObservation
 
 from sfvgen_planner.data.frame_skip import FrameSkip
 from sfvgen_planner.errors import SfvgenError
@@ -21,8 +22,8 @@ def check_action_space(space: gym.Space[Any], low: list[float], high: list[float
         )
     if not space.is_bounded("both"):
         raise SfvgenError(
-            f"imagination needs a bounded action space; {wanted}, not {space}; "
-            "gymnasium.wrappers.RescaleAction gives bounds"
+            f"imagination needs a bounded action space; {wanted}, not {space}; put ClipAction "
+            "around the ImaginationWrapper instead of inside, or give the env's own space bounds"
         )
     if space.shape != (len(low),):
         raise SfvgenError(f"the env's actions have the shape {space.shape}, but {wanted}")
@@ -33,12 +34,17 @@ def check_action_space(space: gym.Space[Any], low: list[float], high: list[float
         )
 
 
-def check_frame_skip(env: gym.Env[Any, Any], frame_skip: int) -> None:
-    """Refuse an env whose steps last longer or shorter than the frames of a model."""
+def check_steps(env: gym.Env[Any, Any], frame_skip: int) -> None:
+    """Refuse an env whose steps are not a model's frames, one by one and in one episode."""
     # Others' attributes of this name, as MuJoCo's, count what happens within a step.
     found = env.unwrapped.frame_skip if isinstance(env.unwrapped, WorldModelEnv) else 1
     layer: gym.Env[Any, Any] = env
     while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, Autoreset | MaxAndSkipObservation):
+            raise SfvgenError(
+                f"{type(layer).__name__} hides steps or resets from imagination; put Autoreset "
+                "around the ImaginationWrapper instead of inside, and FrameSkip in place of others"
+            )
         if isinstance(layer, FrameSkip):
             found *= layer.num_steps
         layer = layer.env

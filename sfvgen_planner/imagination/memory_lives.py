@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING
 
 from sfvgen_planner.errors import require
@@ -10,6 +9,10 @@ from sfvgen_planner.errors import require
 if TYPE_CHECKING:
     from sfvgen_planner.memory import EpisodicMemory
     from sfvgen_planner.world_model import VideoWorldModel
+
+
+class Life:
+    """Stands for an env in its memory, and is copied and pickled with both."""
 
 
 def check_memory(memory: EpisodicMemory, world_model: VideoWorldModel) -> None:
@@ -20,19 +23,18 @@ def check_memory(memory: EpisodicMemory, world_model: VideoWorldModel) -> None:
     )
 
 
-def begin_lives(memory: EpisodicMemory, indices: list[int], env: object) -> None:
-    """Empty memories for episodes of ``env``."""
+def begin_lives(memory: EpisodicMemory, indices: list[int], life: Life) -> None:
+    """Empty memories for episodes of an env."""
     memory.reset(indices)
     for index in indices:
-        memory.lived_by[index] = weakref.ref(env)
+        memory.lived_by[index] = life
 
 
-def check_lives(memory: EpisodicMemory, indices: list[int], env: object) -> None:
+def check_lives(memory: EpisodicMemory, indices: list[int], life: Life) -> None:
     """Refuse to go on where another env has begun an episode in one of the memories since."""
     for index in indices:
-        lived_by = memory.lived_by[index]
         require(
-            lived_by is None or lived_by() is env,
+            memory.lived_by[index] in (None, life),
             f"another env was reset with memory {index} since, so this one's episode is forgotten: "
             "reset it again, and give each env a memory of its own (memory_index)",
         )

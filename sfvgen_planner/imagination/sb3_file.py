@@ -99,9 +99,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.Tens
     try:
         with ZipFile(path) as archive:
             settings = json.loads(archive.read("data"))
-            weights = torch.load(
-                io.BytesIO(archive.read("policy.pth")), map_location=device, weights_only=True
-            )
+            weights = _weights(archive.read("policy.pth"), device)
         for name in ("observation_space", "action_space", "policy_kwargs"):
             if not isinstance(settings[name], dict):
                 raise ValueError(f"{name} is {settings[name]}")
@@ -112,12 +110,22 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.Tens
         TypeError,
         ValueError,
         RuntimeError,
-        UnpicklingError,
     ) as error:
         raise SfvgenError(
             f"{path} is no file that a model of Stable-Baselines3 was saved to: {error}"
         ) from error
     return settings, weights
+
+
+def _weights(pickled: bytes, device: str) -> dict[str, torch.Tensor]:
+    try:
+        weights: dict[str, torch.Tensor] = torch.load(
+            io.BytesIO(pickled), map_location=device, weights_only=True
+        )
+    except UnpicklingError as error:
+        # PyTorch's own words tell how to open it all the same.
+        raise ValueError("its policy.pth holds more than tensors, which is not opened") from error
+    return weights
 
 
 def _channels_first(space: gym.Space[Any]) -> gym.Space[Any]:

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.infos import masked_info
-from sfvgen_planner.imagination.memory_lives import begin_lives, check_lives, check_memory
+from sfvgen_planner.imagination.memory_lives import Life, begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import disagreement
 from sfvgen_planner.imagination.starts import EnvStarts, Starts
 
@@ -158,6 +158,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_samples = num_samples
         self.max_disagreement = max_disagreement
         self.memory = memory
+        self._life = Life()
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         if isinstance(starts, EnvStarts) and (fps := starts.env.metadata.get("render_fps")):
@@ -275,7 +276,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         stepped = ~self._ended
         checked = self._checked_actions(actions, stepped)
         if self.memory is not None:
-            check_lives(self.memory, np.flatnonzero(stepped).tolist(), self)
+            check_lives(self.memory, np.flatnonzero(stepped).tolist(), self._life)
         if over:
             self._begin(self._ended)
         previous = self._probability.copy()
@@ -341,7 +342,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._num_steps[rows] = 0
         self._ended = self._ended & ~mask
         if self.memory is not None:
-            begin_lives(self.memory, rows.tolist(), self)
+            begin_lives(self.memory, rows.tolist(), self._life)
         present = self._past[torch.from_numpy(rows), :, -1]
         self._judge(mask, present, present)
 

@@ -17,9 +17,9 @@ from sfvgen_planner.data.camera import camera_frame, check_camera
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.imagination.batch import StepResult, imagine_batch, step_batch
-from sfvgen_planner.imagination.env_checks import check_action_space, check_frame_skip
+from sfvgen_planner.imagination.env_checks import check_action_space, check_steps
 from sfvgen_planner.imagination.live_episode import LiveEpisode
-from sfvgen_planner.imagination.memory_lives import begin_lives, check_memory
+from sfvgen_planner.imagination.memory_lives import Life, begin_lives, check_memory
 from sfvgen_planner.imagination.result import Imagination
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ logger = logging.getLogger(__name__)
 
 MAX_WINDOWS = 8
 """Windows of the world model that may be imagined ahead, unless told otherwise."""
+
+
+class _Uncopied(dict[str, Any]):
+    """Arguments that ``env.spec`` of the wrappers around must hold no second copy of: weights."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Uncopied:
+        return self
 
 
 class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -75,7 +82,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         >>> env = ImaginationWrapper(make_env("sfvgen/TabletopReturn-v0"), load_world_model())
         >>> observation, info = env.reset(seed=0)
         >>> env.imagine(instruction=info["instruction"]).frames.shape
-        (1, 8, 64, 64, 3)
+        (1, 11, 64, 64, 3)
     """
 
     def __init__(
@@ -88,7 +95,6 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         max_frames: int | None = None,
         measure_writes: bool = True,
     ) -> None:
-        # Without deepcopy: env.spec must not hold a second copy of the weights.
         RecordConstructorArgs.__init__(
             self,
             _disable_deepcopy=True,
@@ -99,6 +105,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             max_frames=max_frames,
             measure_writes=measure_writes,
         )
+        self._saved_kwargs = _Uncopied(self._saved_kwargs)
         gym.Wrapper.__init__(self, env)
         if bank is not None and memory is None:
             raise SfvgenError("a bank keeps what a memory learns: give a memory too")
@@ -113,7 +120,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             )
         config = world_model.config
         check_action_space(env.action_space, config.action_low, config.action_high)
-        check_frame_skip(env, config.frame_skip)
+        check_steps(env, config.frame_skip)
         check_camera(env)
         if max_frames is None:
             max_frames = MAX_WINDOWS * (config.num_past_frames + config.num_future_frames)
@@ -124,6 +131,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.memory_index = memory_index
         self.max_frames = max_frames
         self.measure_writes = measure_writes
+        self.life = Life()
         self.recalled: NearestMemory | None = None
         self.num_episodes = 0
         self.live_episode = self._new_episode()
@@ -140,7 +148,7 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self.live_episode = self._new_episode(told_instruction(info))
         self.num_episodes += 1
         if self.memory is not None:
-            begin_lives(self.memory, [self.memory_index], self)
+            begin_lives(self.memory, [self.memory_index], self.life)
         image_size = self.world_model.config.image_size
         self.live_episode.observe(camera_frame(self.env, observation, image_size))
         if self.bank is not None:
@@ -193,8 +201,10 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             instruction: a language command.
             num_samples: futures with different noise; only for one or no action sequence, because
                 candidates share their noise, so that their costs differ by their actions alone.
-            num_frames: frames to imagine, as many as there are actions, or else a chunk, by
-                default. Beyond a chunk, up to ``max_frames``, the model feeds on its own output.
+            num_frames: frames to imagine, as many as there are actions, or else what the model
+                makes in one go, by default: a chunk, and at the beginning of an episode, where it
+                sees a single frame, ``num_past_frames - 1`` more. Beyond that, up to
+                ``max_frames``, the model feeds on its own output.
             num_inference_steps: denoiser calls per chunk.
             guidance_scale: above 1, the future follows the instruction more closely, at twice the
                 denoiser calls.
@@ -229,15 +239,15 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         nearest = bank.nearest(frame)
         self.recalled = None
         if nearest is not None and nearest.is_same_scene:
-            state = nearest.state()
-            if self.memory.takes(state):
+            try:
+                self.memory.load(nearest.state(), self.memory_index)
                 self.recalled = nearest
-                self.memory.load(state, self.memory_index)
-            else:
+            except SfvgenError as error:
+                # An old episode that is damaged, or of other settings, must not end this one.
                 logger.warning(
-                    "%s knows this scene, but by a memory of other settings: the episode begins "
-                    "with an empty one",
+                    "%s knows this scene, but the episode begins with an empty memory: %s",
                     bank.path,
+                    error,
                 )
         if bank.mode == "a":
             self.live_episode.recording = bank.begin(frame)

@@ -74,7 +74,8 @@ class MemoryBank:
         path: the folder; made where it is missing.
         world_model: the model that the memories belong to. A bank can hold memories of several
             models, or of one at several moments of its training, but gives out only those that
-            were learnt on exactly these weights, the trained parts of adapters included. So attach
+            were learnt on these weights, in any precision, the trained parts of adapters included.
+            So attach
             the memory before the bank is opened, and open it anew after slow learning.
         max_bytes: size limit of the folder's files; None for none.
         same_scene_distance: see `nearest`.
@@ -116,6 +117,7 @@ class MemoryBank:
         self.max_bytes = max_bytes
         self.same_scene_distance = same_scene_distance
         self.model_fingerprint = fingerprint(world_model)
+        self._process = os.getpid()
         self._lock: IO[str] | None = None
         self._writers: dict[int, EpisodeWriter] = {}
         self._first_latents: dict[int, Tensor] = {}
@@ -147,6 +149,14 @@ class MemoryBank:
         # Episodes that can't be read keep their numbers.
         numbers = [int(folder.name) for folder in folders if is_episode_folder(folder.name)]
         self._next_number = max(numbers, default=-1) + 1
+        foreign = sum(not self._is_of_model(number) for number in self._episodes)
+        if foreign:
+            logger.warning(
+                "%s: %d of %d episodes are of other weights; they are not recalled",
+                self.path,
+                foreign,
+                len(self._episodes),
+            )
         if self.mode == "a":
             self._enforce_limit()
 
@@ -188,16 +198,10 @@ class MemoryBank:
         Returns:
             None where the bank has no finished episode of this model.
         """
-        numbers = [
-            number
-            for number, episode in self._episodes.items()
-            if number not in self._writers and episode.model == self.model_fingerprint
-        ]
+        finished = [number for number in self._episodes if number not in self._writers]
+        numbers = [number for number in finished if self._knows_start(number)]
         if not numbers:
             return None
-        for number in numbers:
-            if number not in self._first_latents:
-                self._first_latents[number] = self._episodes[number].first_latents()
         earlier = torch.stack([self._first_latents[number] for number in numbers])
         difference = (earlier - self._latents(frame)).flatten(1)
         distances = difference.square().mean(dim=1).sqrt()
@@ -222,6 +226,11 @@ class MemoryBank:
             raise SfvgenError(
                 f"{self.path} is closed, or open for reading only; open it with mode='a' to append"
             )
+        require(
+            os.getpid() == self._process,
+            f"{self.path} was opened in another process, of which this is a copy; open a bank in "
+            "the process that appends to it, one for each",
+        )
         number = self._next_number
         self._next_number += 1
         latents = self._latents(frame)
@@ -273,6 +282,22 @@ class MemoryBank:
     @property
     def _episodes_folder(self) -> Path:
         return self.path / "episodes"
+
+    def _is_of_model(self, number: int) -> bool:
+        return self._episodes[number].model == self.model_fingerprint
+
+    def _knows_start(self, number: int) -> bool:
+        """Whether an episode can be compared with; one whose start is gone is left out."""
+        if not self._is_of_model(number):
+            return False
+        if number not in self._first_latents:
+            try:
+                self._first_latents[number] = self._episodes[number].first_latents()
+            except SfvgenError as error:
+                logger.warning("left out from here on: %s", error)
+                del self._episodes[number], self._bytes[number]
+                return False
+        return True
 
     def _latents(self, frame: np.ndarray) -> Tensor:
         return self.world_model.encode(frame[None, None])[0, :, 0].float().cpu()

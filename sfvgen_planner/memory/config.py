@@ -103,14 +103,8 @@ class MemoryConfig:
             0 <= self.min_noise < 1,
             f"min_noise of a memory must be in [0, 1), got {self.min_noise}",
         )
-        require(
-            self.num_time_codes >= 0,
-            f"num_time_codes of a memory must not be negative, got {self.num_time_codes}",
-        )
-        require(
-            self.num_time_slots >= 0,
-            f"num_time_slots of a memory must not be negative, got {self.num_time_slots}",
-        )
+        for name in ("num_time_codes", "num_time_slots"):
+            require_count(f"{name} of a memory", getattr(self, name), least=0)
         require(
             not self.num_time_slots
             or (

@@ -2,7 +2,6 @@
 
 import logging
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,7 +96,7 @@ class EpisodicMemory:
         self._learner = MeasuredLearner(world_model, self._adapters, self.config)
         self._enabled, self._detached = True, False
         try:
-            self.lived_by: list[weakref.ref[object] | None] = [None] * num_memories
+            self.lived_by: list[object | None] = [None] * num_memories
             self._visible = list(range(num_memories))
             self._adapters.freeze()
             for part in learning:
@@ -348,7 +347,7 @@ class EpisodicMemory:
             state[_HISTORY] = torch.stack(self._history[index])
         return state
 
-    def takes(self, state: dict[str, Tensor]) -> bool:
+    def _takes(self, state: dict[str, Tensor]) -> bool:
         """Whether `state` is one of as many layers, of this rank and size."""
         own = {name: value.shape[1:] for name, value in self._fast.items()}
         return own == {
@@ -368,7 +367,7 @@ class EpisodicMemory:
             COUNTER in state,
             f"this is no whole state of a memory: it lacks {COUNTER}; give what state() gave",
         )
-        require(self.takes(state), _ANOTHERS)
+        require(self._takes(state), _ANOTHERS)
         # A file's state was compared as it was read; those of older banks tell nothing.
         require(
             SLOW_WEIGHTS not in state or torch.equal(state[SLOW_WEIGHTS].cpu(), self._slow_weights),

@@ -15,6 +15,9 @@ from sfvgen_planner.world_model import VideoWorldModel
 def fingerprint(world_model: VideoWorldModel) -> str:
     """A checksum of the weights that a memory depends on, whatever is written in one.
 
+    The same in any precision: all are rounded to bfloat16, to which single and half precision of
+    the same weights round alike.
+
     Returns:
         SHA-256, in hexadecimal, of the autoencoder's and the denoiser's own weights and of those of
         an attached memory's adapters that all memories share.
@@ -26,26 +29,25 @@ def fingerprint(world_model: VideoWorldModel) -> str:
 
 
 def slow_fingerprint(unet: nn.Module, with_adapters: bool = False) -> str:
-    """A checksum of the denoiser's own weights, in any precision.
+    """A checksum of the denoiser's own weights, in any precision as `fingerprint`.
 
     Args:
         unet: The denoiser.
         with_adapters: Also of what all memories of an attached one share.
 
     Returns:
-        SHA-256, in hexadecimal, of the weights as bfloat16: of what a checkpoint holds in half
-        precision, single, half and bfloat16 precision are all rounded to the same numbers.
+        SHA-256, in hexadecimal.
     """
     digest = hashlib.sha256()
     weights = slow_weights(unet)
     if not with_adapters:
         weights = {name: value for name, value in weights.items() if ".lora_" not in name}
-    _add(digest, {name: value.to(torch.bfloat16) for name, value in weights.items()})
+    _add(digest, weights)
     return digest.hexdigest()
 
 
 def _add(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
+        tensor = weights[name].detach().to(torch.bfloat16).cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)

@@ -81,7 +81,7 @@ class WriteBatches:
         shape = (count, windows.shape[2] - num_past, model.action_size)
         normalised = windows.new_zeros(shape)
         if self._config.conditioned:
-            texts = list(instructions or texts)
+            texts = [text or "" for text in instructions or texts]
             require(len(texts) == count, f"{count} chunks need as many instructions")
             if actions is not None:
                 normalised, given = model.normalise_actions(actions).to(windows.dtype), 1.0

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import require
+from sfvgen_planner.errors import check_counts, require
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.solvers import CEM, Solution, Solver
 from sfvgen_planner.planning.solvers.common import BatchCostFunction, BatchSolver
@@ -31,10 +31,10 @@ class SearchConfig:
     action_block: int = 2
 
     def __post_init__(self) -> None:
+        check_counts(self, "horizon", "action_block")
         require(
-            self.action_block >= 1 and self.horizon >= 1 and self.horizon % self.action_block == 0,
-            f"horizon={self.horizon} must be a positive multiple of "
-            f"action_block={self.action_block}",
+            self.horizon % self.action_block == 0,
+            f"horizon={self.horizon} must be a multiple of action_block={self.action_block}",
         )
 
 
@@ -116,7 +116,7 @@ class ActionSearch:
             require(
                 isinstance(self.solver, BatchSolver),
                 f"{type(self.solver).__name__} solves for one environment at a time; to plan for "
-                "several together give a solver with solve_batch",
+                "several together give a BatchSolver",
             )
             solver = cast(BatchSolver, self.solver)
             return solver.solve_batch(cost_fn, space, num_blocks, seeds, initial_means)

@@ -45,8 +45,8 @@ class MPCPlanner(BatchPlanner):
     for several environments are searched in one batch, each with its own noise.
 
     Args:
-        solver: :class:`~sfvgen_planner.planning.CEM` by default; one without ``solve_batch`` plans
-            for one environment at a time.
+        solver: :class:`~sfvgen_planner.planning.CEM` by default; one that is no
+            :class:`~sfvgen_planner.planning.BatchSolver` plans for one environment at a time.
         objective: makes the objective of a goal; by default the latent distance to a goal image.
         config: horizon and sampling.
 

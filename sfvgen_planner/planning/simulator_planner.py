@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import NormalizeReward
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.errors import require
@@ -47,7 +48,8 @@ class SimulatorPlanner:
     Candidates are stepped in the environment that is acted in, which is then set back to the
     present. It is stepped beneath the wrappers around it, so those that count steps, such as
     ``TimeLimit``, do not count these; their limits are not foreseen. Wrappers must leave actions
-    and rewards as they are. A future ends with the episode, or with the instruction that is
+    and rewards as they are: Gymnasium's own that change them are refused, but another ``step`` of
+    your own wrapper goes unnoticed. A future ends with the episode, or with the instruction that is
     planned for.
 
     Args:
@@ -127,7 +129,7 @@ def _refuse_translators(env: gym.Env[Any, Any]) -> None:
     """Refuse wrappers without which the search would see other actions or rewards."""
     while isinstance(env, gym.Wrapper):
         require(
-            not isinstance(env, (gym.ActionWrapper, gym.RewardWrapper)),
+            not isinstance(env, gym.ActionWrapper | gym.RewardWrapper | NormalizeReward),
             f"the simulator plans without the wrappers around it, but {type(env).__name__} changes "
             "actions or rewards: remove it",
         )

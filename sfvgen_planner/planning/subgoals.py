@@ -78,7 +78,7 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         require_count("max_subgoals", self.max_subgoals)
-        require(self.num_retries >= 0, f"num_retries must be at least 0, got {self.num_retries}")
+        require_count("num_retries", self.num_retries, least=0)
 
 
 class LanguageModelSubgoals:

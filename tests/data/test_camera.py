@@ -40,16 +40,14 @@ def test_resizing_averages(env: CountingEnv) -> None:
     assert np.abs(small - blocks).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("observation", "message"),
-    [
-        ({"image": PICTURE / 255}, r"observation\['image'\] gives float64 of shape \(4, 6, 3\)"),
-        ({"image": PICTURE[..., :1]}, r"uint8 of shape \(4, 6, 1\)"),
-    ],
-)
-def test_what_is_no_picture(env: CountingEnv, observation: object, message: str) -> None:
-    with pytest.raises(SfvgenError, match=message):
-        camera_frame(env, observation)
+@pytest.mark.parametrize("image", [PICTURE / 255, PICTURE[..., :1], np.stack([PICTURE] * 3)])
+def test_what_is_called_image_but_is_no_picture(env: CountingEnv, image: np.ndarray) -> None:
+    frame = camera_frame(env, {"image": image})
+    np.testing.assert_array_equal(frame, expected_frame(3, 0, np.zeros(2)))
+    blind = CountingEnv(render_mode=None)
+    blind.reset(seed=3)
+    with pytest.raises(SfvgenError, match=r"its observation is none and render\(\) gives nothing"):
+        camera_frame(blind, {"image": image})
 
 
 def test_environment_without_a_camera() -> None:

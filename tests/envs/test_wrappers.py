@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import pytest
-from sfvgen_envs import InstructionObservation
+from sfvgen_envs import FixedInstruction, InstructionObservation
 
 
 def test_instruction_follows_the_task() -> None:
@@ -32,4 +34,26 @@ def test_refuses_what_it_cannot_wrap() -> None:
     env = InstructionObservation(gym.make("sfvgen/TabletopReturn-v0", image_size=16))
     with pytest.raises(ValueError, match="wrap it only once"):
         InstructionObservation(env)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("instruction", "told"), [("räum auf", "printable ASCII"), ("a" * 9, "8 at most")]
+)
+def test_refuses_words_beyond_its_space(instruction: str, told: str) -> None:
+    base = gym.make("sfvgen/TabletopReturn-v0", image_size=16)
+    env = InstructionObservation(FixedInstruction(base, instruction), max_length=8)
+    with pytest.raises(ValueError, match=told):
+        env.reset(seed=0)
+    env.close()
+
+
+def test_refuses_an_env_that_tells_nothing() -> None:
+    class Silent(gym.Wrapper):
+        def reset(self, **kwargs: Any) -> Any:
+            return super().reset(**kwargs)[0], {}
+
+    env = InstructionObservation(Silent(gym.make("sfvgen/TabletopReturn-v0", image_size=16)))
+    with pytest.raises(ValueError, match=r"needs info\['instruction'\].* got None"):
+        env.reset(seed=0)
     env.close()

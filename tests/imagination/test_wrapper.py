@@ -1,11 +1,15 @@
 """The imagination wrapper on a world whose future is known."""
 
+import copy
+import pickle
 import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import Autoreset, MaxAndSkipObservation
 
 from sfvgen_planner.data import FrameSkip
 from sfvgen_planner.errors import SfvgenError
@@ -175,7 +179,7 @@ class Misfit(PointMassEnv):
     ("space", "message"),
     [
         (gym.spaces.Discrete(4), "continuous"),
-        (gym.spaces.Box(-np.inf, np.inf, (2,)), "bounded"),
+        (gym.spaces.Box(-np.inf, np.inf, (2,)), "bounded.*put ClipAction around"),
         (gym.spaces.Box(-1, 1, (3,)), r"shape \(3,\)"),
         (gym.spaces.Box(-2, 2, (2,)), "RescaleAction"),
     ],
@@ -192,10 +196,10 @@ POSITION = gym.spaces.Box(0, 1, (2,), np.float32)
 @pytest.mark.parametrize(
     ("space", "render_mode", "message"),
     [
-        (POSITION, None, "its observations are no RGB pictures.*render_mode='rgb_array' .* None"),
+        (POSITION, None, "no RGB pictures.*render_mode='rgb_array' .* None"),
         (POSITION, "human", "instead of 'human'"),
-        (gym.spaces.Dict({"position": POSITION}), None, "its observations are no RGB"),
-        (gym.spaces.Dict({"image": POSITION}), "rgb_array", "the entry 'image' .* no RGB pictures"),
+        (gym.spaces.Dict({"position": POSITION}), None, "no RGB pictures"),
+        (gym.spaces.Dict({"image": POSITION}), None, "no RGB pictures"),
         (gym.spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8), None, "no RGB pictures"),
         (gym.spaces.Box(0, 1, (SIZE, SIZE, 3)), None, "no RGB pictures"),
     ],
@@ -209,7 +213,12 @@ def test_an_env_without_a_camera_is_refused_at_once(space, render_mode, message)
 
 @pytest.mark.parametrize(
     ("space", "render_mode"),
-    [(PICTURE, None), (gym.spaces.Dict({"image": PICTURE}), None), (POSITION, "rgb_array")],
+    [
+        (PICTURE, None),
+        (gym.spaces.Dict({"image": PICTURE}), None),
+        (POSITION, "rgb_array"),
+        (gym.spaces.Dict({"image": POSITION}), "rgb_array"),
+    ],
 )
 def test_any_kind_of_camera_will_do(space, render_mode):
     class Seeing(gym.ObservationWrapper):
@@ -217,7 +226,10 @@ def test_any_kind_of_camera_will_do(space, render_mode):
 
         def observation(self, observation):
             picture = draw(observation)
-            return picture if space is PICTURE else {"image": picture}
+            if space is PICTURE:
+                return picture
+            # What is called so but is no picture, such as a stack of frames, is not looked at.
+            return {"image": observation if space["image"] is POSITION else picture}
 
     env = PointMassEnv(render_mode)
     imagination = ImaginationWrapper(
@@ -240,6 +252,33 @@ def test_frame_skip_must_match_the_models():
     model.config.frame_skip = 2
     with pytest.raises(SfvgenError, match="FrameSkip"):
         ImaginationWrapper(PointMassEnv(), model)
+
+
+@pytest.mark.parametrize("hide", [Autoreset, lambda env: MaxAndSkipObservation(env, 2)])
+def test_wrappers_that_hide_resets_or_steps_are_refused_inside(hide):
+    with pytest.raises(SfvgenError, match="hides steps or resets"):
+        ImaginationWrapper(gym.wrappers.TimeLimit(hide(PointMassEnv()), 6), PointMassWorldModel())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_goes_on_in_its_own_memory(wrapper, duplicate):
+    twin = duplicate(wrapper)
+    for env in (wrapper, twin):
+        for _ in range(8):
+            env.step(np.ones(2, np.float32))
+    assert twin.memory is not wrapper.memory
+    assert len(twin.memory.writes) == len(wrapper.memory.writes) == 1
+    assert np.array_equal(twin.imagine(seed=0).frames, wrapper.imagine(seed=0).frames)
+
+
+def test_the_specs_of_wrappers_around_it_hold_the_same_weights():
+    model = PointMassWorldModel()
+    env = PointMassEnv()
+    env.spec = gym.envs.registration.EnvSpec("PointMass-v0", entry_point=PointMassEnv)
+    outer = gym.wrappers.TimeLimit(ImaginationWrapper(env, model), 5)
+    own = {given.name: given.kwargs for given in outer.spec.additional_wrappers}
+    assert own["ImaginationWrapper"]["world_model"] is model
+    assert outer.spec.max_episode_steps == 5
 
 
 def test_an_imagined_step_is_as_long_as_its_models_frame():
@@ -300,7 +339,18 @@ def test_samples_disagree_by_what_the_model_does_not_know():
         env.imagine(np.stack([actions, actions + 1])).disagreement()
 
 
-@pytest.mark.parametrize("action", [np.zeros(3), np.zeros((1, 2)), np.array([0.0, np.nan]), 0.5])
+@pytest.mark.parametrize(
+    "action",
+    [
+        np.zeros(3),
+        np.zeros((1, 2)),
+        np.array([0.0, np.nan]),
+        0.5,
+        "left",
+        [[0.0], [0.0, 1.0]],
+        torch.zeros(2, requires_grad=True),
+    ],
+)
 def test_an_action_that_cannot_be_remembered_is_not_taken(wrapper, action):
     alone = [ImaginationWrapper(PointMassEnv(), wrapper.world_model) for _ in range(2)]
     for own in alone:

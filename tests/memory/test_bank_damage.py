@@ -154,6 +154,8 @@ def test_an_episode_that_vanishes_as_it_is_read_is_left_out(
     assert [episode.number for episode in MemoryBank(tmp_path, shared_model, mode="r")] == [1]
     with pytest.raises(SfvgenError, match="dropped from the bank in the meantime"):
         reader[0].first_frame()
+    assert reader.nearest(picture(0)).episode.number == 1
+    assert [episode.number for episode in reader] == [1]
     assert bank_episode.folder_bytes(tmp_path / "nowhere") == 0
     shutil.rmtree(tmp_path / "episodes")
     assert len(MemoryBank(tmp_path, shared_model, mode="r")) == 0

@@ -1,5 +1,6 @@
 """Memories in a bank: whose they are, and episodes that start from them."""
 
+import os
 import re
 from dataclasses import replace
 
@@ -143,7 +144,55 @@ def test_a_memory_of_other_settings_is_not_gone_on_from(tmp_path, caplog):
                 env.step(action)
             env.close()
         memory.detach()
-    assert "by a memory of other settings" in caplog.text
+    assert caplog.text.count("the episode begins with an empty memory") == 1
+    assert "another model, rank or set of layers" in caplog.text
+
+
+def test_a_damaged_memory_of_a_known_scene_does_not_end_the_new_episode(tmp_path, caplog):
+    model = tiny_world_model()
+    memory = EpisodicMemory(model, MemoryConfig(num_steps=1, num_noise_draws=1))
+    empty = memory.state()
+    with MemoryBank(tmp_path, model, same_scene_distance=1e-3) as bank:
+        env = ImaginationWrapper(RandomPictureEnv(), model, memory, bank=bank)
+        env.reset(seed=0)
+        for action in np.zeros((8, 4), np.float32):
+            env.step(action)
+        env.reset(seed=0)
+        assert env.recalled.episode.number == 0
+        (file,) = bank[0].path.glob("chunk_*")
+        file.write_bytes(file.read_bytes()[:-1])
+        env.reset(seed=0)
+        assert env.recalled is None
+        assert_same(memory.state(), empty)
+        env.close()
+    assert "cannot be read" in caplog.text
+
+
+def test_a_model_in_another_precision_knows_the_scenes(tmp_path, caplog):
+    half = tiny_world_model().to(torch.float16)
+    with MemoryBank(tmp_path, half.to(torch.float32)) as bank:
+        record(bank, 0, 1)
+    reader = MemoryBank(tmp_path, half.to(torch.bfloat16), mode="r")
+    assert reader.nearest(picture(0)).is_same_scene
+    assert "other weights" not in caplog.text
+    other = MemoryBank(tmp_path, tiny_world_model(seed=1), mode="r")
+    assert other.nearest(picture(0)) is None
+    assert "1 of 1 episodes are of other weights" in caplog.text
+
+
+def test_a_forked_process_does_not_write_into_the_same_bank(tmp_path, shared_model):
+    bank = MemoryBank(tmp_path, shared_model)
+    child = os.fork()
+    if not child:
+        # Nothing else of the test runs in the child.
+        try:
+            bank.begin(picture(0))
+        except SfvgenError as error:
+            os._exit(0 if "opened in another process" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    record(bank, 0, 1)
+    bank.close()
 
 
 def assert_same(left, right):

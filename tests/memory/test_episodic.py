@@ -130,6 +130,7 @@ def test_latents_and_pixels_write_the_same(model, config):
         ({"rule": "sgd"}, "rule"),
         ({"min_noise": 1.0}, "min_noise"),
         ({"num_time_codes": -1}, "num_time_codes"),
+        ({"num_time_slots": 1.5}, "num_time_slots of a memory must be a whole number"),
         ({"max_past_frames": 0}, "max_past_frames"),
         ({"target_modules": "nothing_like_this"}, "target_modules"),
     ],

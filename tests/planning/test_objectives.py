@@ -236,3 +236,32 @@ def test_bad_sums_are_refused(weight):
         WeightedSum((weight, ActionChange()))
     with pytest.raises(SfvgenError, match="at least one pair"):
         WeightedSum()
+    with pytest.raises(SfvgenError, match="each term is a pair of a weight and an objective"):
+        WeightedSum([(weight, ActionChange())])
+
+
+def test_a_sum_takes_any_function_and_names_the_one_that_gives_no_costs(imagination):
+    future = imagination.imagine(np.random.default_rng(0).uniform(-1, 1, (4, 8, 2)))
+
+    def ranks(futures):
+        return np.arange(len(futures), dtype=np.float32)
+
+    total = WeightedSum((2.0, ranks), (1.0, ActionChange()))(future)
+    assert torch.allclose(total, 2.0 * torch.arange(4) + ActionChange()(future))
+    with pytest.raises(SfvgenError, match=r"function must give a cost for each of 4 .* \(4, 1\)"):
+        WeightedSum((1.0, lambda futures: torch.zeros(len(futures), 1)))(future)
+
+
+def test_a_term_that_gradients_would_pass_over_is_refused():
+    def height(future):
+        return future.latents.sum(dim=1)
+
+    def constant(future):
+        return torch.zeros(len(future.latents))
+
+    descended = SimpleNamespace(latents=torch.ones(3, 2, requires_grad=True))
+    assert WeightedSum((0.5, height))(descended).tolist() == [1, 1, 1]
+    with pytest.raises(SfvgenError, match="the costs of function carry no gradient"):
+        WeightedSum((0.5, height), (1000.0, constant))(descended)
+    searched = SimpleNamespace(latents=torch.ones(3, 2))
+    assert WeightedSum((0.5, height), (1000.0, constant))(searched).tolist() == [1, 1, 1]

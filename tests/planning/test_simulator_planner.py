@@ -157,6 +157,7 @@ def test_an_environment_without_states_or_with_longer_steps_is_refused(imaginati
     [
         (lambda env: gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), "Rescale"),
         (lambda env: gym.wrappers.TransformReward(env, lambda reward: -reward), "TransformReward"),
+        (gym.wrappers.NormalizeReward, "NormalizeReward"),
     ],
 )
 def test_wrappers_that_the_search_would_not_see_are_refused(wrap, name):

@@ -19,6 +19,7 @@ from sfvgen_planner.planning import (
     MPPIConfig,
     RandomShooting,
     RandomShootingConfig,
+    SearchConfig,
 )
 from tests.linear_quadratic import DoubleIntegrator
 
@@ -124,6 +125,13 @@ def test_a_shifted_plan_saves_iterations(solver):
         return next(i for i, cost in enumerate(costs) if cost < 1.02 * optimum)
 
     assert iterations(shifted) < iterations(None)
+
+
+def test_settings_that_count_are_whole_numbers():
+    with pytest.raises(SfvgenError, match=r"num_kept_elites must be a whole number, got 1\.5"):
+        CEMConfig(num_kept_elites=1.5)
+    with pytest.raises(SfvgenError, match=r"horizon must be a whole number, got 8\.0"):
+        SearchConfig(horizon=8.0)
 
 
 @pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)

@@ -261,7 +261,7 @@ def test_bad_endpoints_are_refused(bad):
         ChatEndpoint(**{"base_url": "https://host/v1", "model": "m", **bad})
 
 
-@pytest.mark.parametrize("bad", [{"max_subgoals": 0}, {"num_retries": -1}])
+@pytest.mark.parametrize("bad", [{"max_subgoals": 0}, {"num_retries": -1}, {"num_retries": 1.5}])
 def test_bad_limits_are_refused(bad):
     with pytest.raises(SfvgenError, match=next(iter(bad))):
         LanguageModelConfig(**bad)

@@ -103,6 +103,8 @@ def test_other_observations_are_refused_at_once(model: Any) -> None:
         (CameraEnv(as_dict=False), encoded),
         (blind, model.observation_space),
         (CameraEnv(as_dict=True), gym.spaces.Box(0, 255, (20, 20, 3), np.uint8)),
+        # Pictures that were divided by 255 in training.
+        (CameraEnv(as_dict=False), gym.spaces.Box(0, 1, model.observation_space.shape)),
     ):
         learnt.observation_space = wanted
         with pytest.raises(ValueError, match=r"trained on the observations .* use EncodedPolicy"):

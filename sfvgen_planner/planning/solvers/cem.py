@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import torch
 
-from sfvgen_planner.errors import check_counts, require
+from sfvgen_planner.errors import check_counts, require, require_count
 from sfvgen_planner.planning.solvers.common import (
     BatchCostFunction,
     BatchSolver,
@@ -74,8 +74,9 @@ class CEMConfig:
         )
         check_spreads(self.min_std, self.initial_std)
         require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        require_count("num_kept_elites", self.num_kept_elites, least=0)
         require(
-            0 <= self.num_kept_elites <= self.num_elites,
+            self.num_kept_elites <= self.num_elites,
             f"num_kept_elites must be from 0 to num_elites={self.num_elites}, "
             f"got {self.num_kept_elites}",
         )
