@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -30,6 +31,18 @@ def prepare_folder(folder: Path) -> Path:
             f"cannot write to the output folder {folder} ({error.strerror}); choose another"
         ) from error
     return folder
+
+
+def lock(file: IO[Any], message: str) -> None:
+    """Hold an open file for this process alone, until it is closed.
+
+    Raises:
+        SfvgenError: with ``message``, where another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SfvgenError(message) from error
 
 
 @contextmanager

@@ -15,7 +15,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     model = "shipped model, checkpoint folder or Hub id"
     parser.add_argument("--looped", required=True, metavar="MODEL", help=f"the loop's end: {model}")
     parser.add_argument("--before", required=True, metavar="MODEL", help="where it had begun")
-    parser.add_argument("--onto", default="tabletop", metavar="MODEL", help="what is to have it")
+    parser.add_argument(
+        "--onto",
+        default="tabletop",
+        metavar="MODEL",
+        help="what is to have it (default: %(default)s)",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="new checkpoint folder")
     parser.set_defaults(run=run)
 

@@ -17,12 +17,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
     parser.add_argument("--episodes", type=int, metavar="N", help="of each kind (default: 4)")
     parser.add_argument("--level", type=int, metavar="L", help="1 to 4 cubes (default: 1)")
-    parser.add_argument("--seed", type=int, metavar="S", help="of the first episode")
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="of the first episode (default: 100000)"
+    )
     parser.add_argument(
         "--model",
         default="tabletop_memory",
         metavar="NAME",
-        help="shipped model, checkpoint folder or Hub id",
+        help="shipped model, checkpoint folder or Hub id (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 

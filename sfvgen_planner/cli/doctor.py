@@ -14,7 +14,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--model",
         default="tabletop",
         metavar="NAME",
-        help="shipped model, checkpoint folder or Hub id",
+        help="shipped model, checkpoint folder or Hub id (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 

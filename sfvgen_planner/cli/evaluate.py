@@ -119,17 +119,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             help="default: %(default)s",
         )
         one.add_argument(
-            "--only", nargs="+", metavar="FIGURE", help="measure these figures (default: all)"
+            "--only",
+            action="extend",
+            nargs="+",
+            metavar="FIGURE",
+            help="measure these figures (default: all)",
         )
         one.add_argument(
             "--model",
             default="tabletop",
             metavar="NAME",
-            help="shipped model, checkpoint folder or Hub id",
+            help="shipped model, checkpoint folder or Hub id (default: %(default)s)",
         )
         one.add_argument("--device", metavar="DEVICE", help="default: cuda where there is one")
         one.add_argument(
-            "--episodes", type=int, metavar="N", help="of every part (default: as many as it needs)"
+            "--episodes",
+            type=int,
+            metavar="N",
+            help="of every part, and at most so many repetitions of a timing (default: as many "
+            "as it needs)",
         )
         if evaluation.plot is not None:
             one.add_argument(
@@ -171,15 +179,25 @@ def _add_num_workers(parser: argparse.ArgumentParser, what: str) -> None:
 def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
+        action="extend",
         nargs="+",
         metavar="NAME",
         help="memories to compare (default: all the model has)",
     )
     parser.add_argument(
-        "--recalls", nargs="+", metavar="NAME", help="first and previous places (default: both)"
+        "--recalls",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="first and previous places (default: both)",
     )
     parser.add_argument(
-        "--horizons", nargs="+", type=int, metavar="N", help="of 1 to 8 chunks (default: all)"
+        "--horizons",
+        action="extend",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="of 1 to 8 chunks (default: all)",
     )
     parser.add_argument(
         "--num-moves-before",
@@ -210,6 +228,7 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
 def _add_policy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sb3",
+        action="extend",
         nargs="+",
         type=Path,
         metavar="FILE",
@@ -218,6 +237,7 @@ def _add_policy_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--planners",
+        action="extend",
         nargs="+",
         metavar="NAME",
         help="evaluate these planners too, which takes by far the longest: video_plan, mpc_cem, "
@@ -251,6 +271,7 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
     _add_num_workers(parser, "train and test the policies")
     parser.add_argument(
         "--trained-in",
+        action="extend",
         nargs="+",
         metavar="WORLD",
         help="none, imagination, simulator (default: all)",
@@ -292,6 +313,7 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--simulator-budgets",
+        action="extend",
         nargs="+",
         type=float,
         metavar="X",
@@ -320,10 +342,19 @@ def _add_policy_learning_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_planning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="policies to compare (default: all)"
+        "--methods",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="policies to compare (default: all)",
     )
     parser.add_argument(
-        "--levels", nargs="+", type=int, metavar="N", help="of 1 to 4 (default: all)"
+        "--levels",
+        action="extend",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="of 1 to 4 (default: all)",
     )
     parser.add_argument(
         "--num-candidates",
@@ -337,6 +368,7 @@ def _add_goal_planning_options(parser: argparse.ArgumentParser) -> None:
     _add_env_options(parser)
     parser.add_argument(
         "--methods",
+        action="extend",
         nargs="+",
         metavar="NAME",
         help="video_plan, mpc_reward, mpc, mpc_distance, expert, random (default: all but "
@@ -365,10 +397,10 @@ def run(args: argparse.Namespace) -> int:
     config = replace(config, **_chosen(args, *_SETTINGS), **_chosen_env(args))
     picture = None if getattr(args, "plot", None) is None else Path(args.plot)
     if picture is not None:
-        from sfvgen_planner.evaluation.plotting import require_matplotlib
+        from sfvgen_planner.evaluation.plotting import check_picture
         from sfvgen_planner.files import prepare_folder
 
-        require_matplotlib()
+        check_picture(picture)
         prepare_folder(picture.parent)
     for figure in measure(out, config, module.FIGURES, args.only):
         low, high = figure.ci95

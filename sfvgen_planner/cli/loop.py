@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--init-from",
         default="tabletop",
         metavar="MODEL",
-        help="shipped model, checkpoint folder or Hub id",
+        help="shipped model, checkpoint folder or Hub id (default: %(default)s)",
     )
     parser.set_defaults(run=run, resumes=True)
 

@@ -32,6 +32,7 @@ COMMANDS = (
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 # The numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `sfvgen` with `argv` (default: the process's own arguments).
 
     Returns:
-        The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C.
+        The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C, 141 where
+        nothing reads the output any more.
     """
     render_without_display()
     _keep_freed_memory()
@@ -79,10 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        return cast(int, args.run(args))
+        code = cast(int, args.run(args))
+        sys.stdout.flush()
+        return code
     except SfvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has seen enough; Python would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         message = "interrupted"
         if args.resumes:

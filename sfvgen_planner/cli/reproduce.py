@@ -23,10 +23,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "files", nargs="+", type=Path, metavar="FILE", help="such as results/*.json"
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="FIGURE", help="names of rows (default: all)"
+        "--only",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FIGURE",
+        help="names of rows (default: all)",
     )
     parser.add_argument(
         "--where",
+        action="extend",
         nargs="+",
         default=[],
         type=_field,

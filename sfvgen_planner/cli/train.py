@@ -40,6 +40,7 @@ def add_recipe_arguments(
     parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe")
     parser.add_argument(
         "--set",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",

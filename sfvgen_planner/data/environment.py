@@ -109,6 +109,7 @@ def _require_steerable(env: Environment, env_id: str) -> None:
         or len(space.shape) != 1
         or not np.issubdtype(space.dtype, np.floating)
         or not space.is_bounded()
+        or not (space.low < space.high).all()
     ):
         raise SfvgenError(
             f"{env_id} has the action space {space}, but a bounded vector of floats is needed, "

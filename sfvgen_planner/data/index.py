@@ -1,6 +1,5 @@
 """The index of an episode store: one line of JSON per committed episode."""
 
-import fcntl
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ import numpy as np
 
 from sfvgen_planner.data.episode import BoolArray, Episode, EpisodeSource
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.files import lock
 
 logger = logging.getLogger(__name__)
 
@@ -141,14 +141,12 @@ class IndexWriter:
         """
         self._file = path.open("r+b", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(
+                self._file,
+                f"another process is writing to {path.parent}; wait for it, or give another folder",
+            )
             self.entries, self._end = read_index(path)
             self._cut()
-        except BlockingIOError as error:
-            self._file.close()
-            raise SfvgenError(
-                f"another process is writing to {path.parent}; wait for it, or give another folder"
-            ) from error
         except BaseException:
             self._file.close()
             raise

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +21,9 @@ from sfvgen_planner.data.camera import proprioception
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import BoolArray, Episode, EpisodeSource, FrameArray
 from sfvgen_planner.data.spec import StoreSpec
-from sfvgen_planner.data.store import EpisodeStore, require_free_folder
+from sfvgen_planner.data.store import EpisodeStore, made_aside, require_free_folder
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.files import prepare_folder, writing_errors
+from sfvgen_planner.files import writing_errors
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +102,13 @@ def from_minari(
         )
     if dataset.total_episodes == 0:
         raise SfvgenError(f"the Minari dataset {dataset_id!r} has no episodes")
-    # Made aside and renamed, so that a failure leaves nothing behind.
-    prepare_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
-        made = Path(aside) / "store"
-        with EpisodeStore.create(made, _spec(dataset, dataset_id)) as store:
-            for number in tqdm(range(dataset.total_episodes), disable=not progress):
-                store.append(_episode(dataset, number, dataset_id))
-        with writing_errors(out):
-            made.replace(out)
+    with (
+        writing_errors(out),
+        made_aside(out) as made,
+        EpisodeStore.create(made, _spec(dataset, dataset_id)) as store,
+    ):
+        for number in tqdm(range(dataset.total_episodes), disable=not progress):
+            store.append(_episode(dataset, number, dataset_id))
     return EpisodeStore.open(out)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, cast
 
@@ -73,6 +74,11 @@ class DataSource(BaseModel):
         """Return what each episode of this source is stored with."""
         return EpisodeSource(self.policy, self.policy_kwargs, self.env_kwargs)
 
+    @property
+    def end(self) -> int:
+        """The seed after the last one."""
+        return self.seed + self.episodes
+
     @field_validator("env_kwargs", "policy_kwargs")
     @classmethod
     def _as_json(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +103,17 @@ class DataRecipe(BaseModel):
         env_ids = sorted({source.env_id for source in self.sources})
         if len(env_ids) > 1:
             raise ValueError(f"all sources must have the same env_id, but they have {env_ids}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_episode_twice(self) -> Self:
+        for (i, one), (j, other) in combinations(enumerate(self.sources), 2):
+            overlap = range(max(one.seed, other.seed), min(one.end, other.end))
+            if overlap and one.episode_source() == other.episode_source():
+                raise ValueError(
+                    f"sources {i} and {j} have the same episodes, of the seeds {overlap.start} to "
+                    f"{overlap.stop - 1}; give the second another seed"
+                )
         return self
 
     @property

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+import numpy as np
+
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
 
@@ -56,7 +58,7 @@ class StoreSpec:
                 )
 
     def require_fits(self, episode: Episode) -> None:
-        """Raise an SfvgenError where an episode has other sizes than the store."""
+        """Raise an SfvgenError where an episode has other sizes than the store, or odd numbers."""
         proprio_size = 0 if episode.proprio is None else episode.proprio.shape[1]
         pairs = {
             "image size": (episode.frames.shape[1:3], self.image_size),
@@ -68,3 +70,13 @@ class StoreSpec:
                 raise SfvgenError(
                     f"the episode has {name} {found}, but the store holds {name} {expected}"
                 )
+        low, high = (np.array(b, np.float32) for b in (self.action_low, self.action_high))
+        # As far as single precision rounds.
+        margin = 1e-4 * (high - low)
+        if not ((episode.actions >= low - margin) & (episode.actions <= high + margin)).all():
+            raise SfvgenError(
+                f"the episode has actions that are not finite or outside of {low.tolist()} to "
+                f"{high.tolist()}; clip them, or leave the episode out"
+            )
+        if not np.isfinite(episode.rewards).all():
+            raise SfvgenError("the episode has rewards that are not finite; leave it out")

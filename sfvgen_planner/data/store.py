@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -79,13 +80,10 @@ class EpisodeStore:
         """
         path = Path(path)
         require_free_folder(path)
-        # Made aside and renamed, so that no crash leaves a folder that is half a store.
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
-                made = Path(aside) / "store"
+            with made_aside(path) as made:
                 _create_arrays(made, spec)
                 (made / INDEX_FILE).touch()
-                made.replace(path)
         except OSError as error:
             raise SfvgenError(f"cannot make the folder {path}: {error.strerror}") from error
         return cls.open(path, mode="a")
@@ -313,8 +311,29 @@ def require_free_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SfvgenError(f"cannot make the folder {path}: {error.strerror}") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise SfvgenError(f"cannot make the folder {path}: {path.parent} is not writable")
+    where = path if path.exists() else path.parent
+    if not os.access(where, os.W_OK | os.X_OK):
+        raise SfvgenError(f"cannot make the folder {path}: {where} is not writable")
+
+
+@contextmanager
+def made_aside(path: Path) -> Iterator[Path]:
+    """Where to make what becomes the store `path` once it is whole; a failure leaves nothing.
+
+    Args:
+        path: As `require_free_folder` accepts it.
+    """
+    exists = path.exists()
+    where = path if exists else path.parent
+    with tempfile.TemporaryDirectory(prefix=".store.", dir=where) as aside:
+        made = Path(aside) / "store"
+        yield made
+        if not exists:
+            made.replace(path)
+            return
+        # A mount point or the present folder can't be replaced. What makes it a store comes last.
+        for part in sorted(made.iterdir(), key=lambda part: part.name == "zarr.json"):
+            part.rename(path / part.name)
 
 
 def _array_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sfvgen_planner.data.environment import make_env
 from sfvgen_planner.data.episode import Episode
 from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.evaluation.measure import check_env
 from sfvgen_planner.evaluation.provenance import command_line, git_commit, machine, peak_memory_mb
 from sfvgen_planner.evaluation.report import write_report
 from sfvgen_planner.evaluation.rollout import play, succeeded
@@ -105,6 +106,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     prepare_folder(config.out)
+    check_env(config.model, ENV_ID)
     model = load_world_model(config.model)
     planner = VideoPlanner.from_pretrained(config.model)
     env = make_env(ENV_ID, {"level": config.level, "recall": "first"})

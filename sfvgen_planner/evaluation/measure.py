@@ -53,7 +53,7 @@ class EvaluationConfig:
             model: shipped name, checkpoint folder or Hub id.
             device: by default the GPU where there is one.
             num_episodes: of every part, in place of what each needs; parts that count runs make
-                one.
+                no more than so many.
 
         Raises:
             SfvgenError: the device or the number is no good.
@@ -70,7 +70,8 @@ class EvaluationConfig:
             return config
         names = [part.name for part in fields(cls)]
         sizes: dict[str, Any] = {n: num_episodes for n in names if n.endswith("_episodes")}
-        sizes |= {name: 1 for name in names if name.endswith("_runs")}
+        runs = [name for name in names if name.endswith("_runs")]
+        sizes |= {name: min(getattr(config, name), num_episodes) for name in runs}
         return replace(config, **sizes)
 
     def asks_for(self, *names: str) -> bool:
@@ -129,7 +130,7 @@ def measure(
     for setting in ("num_workers", "num_envs"):
         require_count(setting, getattr(config, setting))
     if config.env_id is not None:
-        _check_env(config.model, config.env_id)
+        check_env(config.model, config.env_id)
     prepare_folder(out.parent)
     read_rows(out)
     config = replace(config, folder=out.parent, figures=tuple(names))
@@ -141,7 +142,7 @@ def measure(
     return figures
 
 
-def _check_env(model: str, env_id: str) -> None:
+def check_env(model: str, env_id: str) -> None:
     """Refuse a model of another environment; some models do not tell."""
     found = trained_on(checkpoint_folder(model))
     require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sfvgen_planner.errors import check_counts
+from sfvgen_planner.errors import check_counts, require
 from sfvgen_planner.evaluation.measure import EvaluationConfig, check_choices
 from sfvgen_planner.evaluation.memory_variants import VARIANTS, Variant, offered
 from sfvgen_planner.evaluation.return_trials import NUM_MOVES_SINCE, RECALLS, Recall
@@ -13,6 +13,7 @@ from sfvgen_planner.evaluation.tabletop import ENV_ID
 
 MANY_STEPS = 25
 """Denoiser calls per chunk at which the paper's cost of fast learning is to be compared."""
+BASE_MODEL_FIGURES = {"fast_learning_time_overhead", "fast_learning_memory_overhead"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class MemoryConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         check_counts(self, "num_noise_draws")
+        require(
+            not self.base_model or self.figures is None or set(self.figures) <= BASE_MODEL_FIGURES,
+            "a model of the paper's size (base_model) is measured for what fast learning costs "
+            f"alone; choose among {', '.join(sorted(BASE_MODEL_FIGURES))}",
+        )
         check_choices(
             {
                 "variant": (self.variants, tuple(VARIANTS)),

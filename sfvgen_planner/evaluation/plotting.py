@@ -34,13 +34,17 @@ def error_bars(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]
     return below, above
 
 
-def require_matplotlib() -> None:
-    """Refuse to go on without matplotlib, before any work is spent.
+def check_picture(path: Path) -> None:
+    """Refuse a picture that can't be drawn, before any work is spent.
 
     Raises:
-        SfvgenError: it is missing.
+        SfvgenError: matplotlib is missing, or draws no such files.
     """
-    new_figure(1, 1)
+    known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
+    require(
+        path.suffix.lower().removeprefix(".") in known,
+        f"no picture can be written to {path}; end its name in one of .{', .'.join(known)}",
+    )
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfvgen_planner.errors import SfvgenError, require
-from sfvgen_planner.files import prepare_folder, write_json
+from sfvgen_planner.files import lock, prepare_folder, write_json
 from sfvgen_planner.memory.bank_episode import (
     BankEpisode,
     EpisodeWriter,
@@ -342,21 +341,22 @@ class MemoryBank:
     def _locked(self) -> IO[str]:
         """A file that is never replaced, locked: the description may be written anew."""
         try:
-            lock = (self.path / _LOCK_FILE).open("a")
+            file = (self.path / _LOCK_FILE).open("a")
         except OSError as error:
             raise SfvgenError(
                 f"cannot write to the memory bank {self.path} ({error.strerror}); open it with "
                 "mode='r', or give another folder"
             ) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise SfvgenError(
+            lock(
+                file,
                 f"another process is writing to the memory bank {self.path}; wait for it, or give "
-                "another folder"
-            ) from error
-        return lock
+                "another folder",
+            )
+        except SfvgenError:
+            file.close()
+            raise
+        return file
 
     def _clean(self) -> None:
         """Remove what a killed process left: unfinished files, half-dropped or empty episodes.

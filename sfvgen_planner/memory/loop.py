@@ -20,18 +20,18 @@ from sfvgen_planner.memory.rewritten_batches import RewrittenBatches
 from sfvgen_planner.memory.slow_fast import LoopBatches, SlowFastObjective
 from sfvgen_planner.memory.stored_batches import StoredBatches
 from sfvgen_planner.world_model import VideoWorldModel
-from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
+from sfvgen_planner.world_model.checkpoint import FINAL_FOLDER, MEMORY_FOLDER
 from sfvgen_planner.world_model.data_facts import count_data
 from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
-from sfvgen_planner.world_model.models import FINAL_FOLDER, load_models, save_checkpoint
+from sfvgen_planner.world_model.models import load_models, save_checkpoint
 from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
 from sfvgen_planner.world_model.stages import HELD_OUT_EVERY
 from sfvgen_planner.world_model.trainer import Evaluation, begin_training, train
-from sfvgen_planner.world_model.training_checks import check_model
+from sfvgen_planner.world_model.training_checks import check_model, warn_of_other_data
 
 
 def slow_fast_loop(
@@ -59,8 +59,9 @@ def slow_fast_loop(
     store = EpisodeStore.open(data)
     models = load_models(init_from)
     check_model(models.world_model, store)
+    warn_of_other_data(recipe.data, store)
     record = run_record(recipe, store, init_from)
-    check_run(out, record)
+    check_run(out, record, init_from)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     require(

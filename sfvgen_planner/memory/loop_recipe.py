@@ -26,7 +26,7 @@ class LoopStage(BaseModel):
     ones without, which keep the single skills.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_chunks: int = Field(gt=0, description="Longest horizon: chunks written into a memory.")
     num_memories: int = Field(gt=0, description="Fresh memories in each step, on each process.")
@@ -91,7 +91,7 @@ class LoopStage(BaseModel):
 class LoopRecipe(BaseModel):
     """The slow-fast learning loop (paper section 3.3, Algorithm 1b) on a trained model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -115,7 +115,7 @@ class LoopRecipe(BaseModel):
         default="recent",
         description="Frames that recalls are imagined from, of `CONTEXTS`, without a memory.",
     )
-    recalls: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+    recalls: dict[str, Annotated[float, Field(ge=0)]] = Field(
         min_length=1,
         description="Regular expressions of the instructions that need the memory, and their "
         "weights: how often each is drawn.",

@@ -24,14 +24,16 @@ from sfvgen_planner.memory.loop_recipe import LoopRecipe
 from sfvgen_planner.planning.policy import PlanningPolicy
 from sfvgen_planner.planning.video_plan import VideoPlanConfig, VideoPlanner
 from sfvgen_planner.world_model import load_world_model
+from sfvgen_planner.world_model.checkpoint import FINAL_FOLDER
 from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
-from sfvgen_planner.world_model.models import FINAL_FOLDER
+from sfvgen_planner.world_model.run_record import recipe_settings
 from sfvgen_planner.world_model.trainer import begin_training
 
 PLANNER = "planner"
 """The policy that plans with the present model and its memory."""
 DATA_FOLDER = "data"
 _SETTINGS_FILE = "online.json"
+_WRITES = "memory_writes"
 
 
 def online_loop(
@@ -70,6 +72,7 @@ def online_loop(
     # Refused before the first episode, not after it.
     required_inverse_dynamics(load_heads(init_from), init_from)
     settings = {"init_from": str(init_from.resolve()), **source.model_dump()}
+    settings |= {f"recipe.{name}": value for name, value in recipe_settings(recipe).items()}
     _check_settings(out, settings)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
     require(
@@ -132,7 +135,7 @@ class RememberingPlayer(EpisodePlayer):
         writes = [write.losses for write in self._imagination.memory_writes]
         # The last step may tell of the last write once more.
         info = {key: value for key, value in episode.info.items() if key != "memory_write"}
-        return replace(episode, info={**info, "memory_writes": writes})
+        return replace(episode, info={**info, _WRITES: writes})
 
 
 def _play(
@@ -160,7 +163,19 @@ def _play(
         recipe = DataRecipe(
             sources=[so_far], frame_skip=player.frame_skip, image_size=player.image_size
         )
-        return len(collect_recipe(recipe, data, player=player))
+        store = collect_recipe(recipe, data, player=player)
+    seeds, played = range(so_far.seed, so_far.end), so_far.episode_source()
+    unlived = [
+        entry.seed
+        for entry in store.entries
+        if entry.seed in seeds and entry.source == played and _WRITES not in entry.info
+    ]
+    require(
+        not unlived,
+        f"{data} has the episodes of the seeds {unlived[:3]} from elsewhere, which no memory has "
+        "lived; choose another --seed",
+    )
+    return len(store)
 
 
 def _check_memory(recipe: LoopRecipe, init_from: Path) -> None:
@@ -182,14 +197,15 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on in the folder of a run with other settings."""
     file = out / _SETTINGS_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise SfvgenError(f"cannot read {file} ({error}); choose another output folder") from error
-    for name, value in settings.items():
+    for name in [*settings, *found]:
+        was, now = found.get(name), settings.get(name)
         require(
-            found.get(name) == value,
-            f"{out} holds an online loop with {name} = {found.get(name)}, but {value} was asked "
-            "for; give another output folder, or the same settings",
+            was == now,
+            f"{out} holds an online loop with {name} = {was}, but {now} was asked for; give "
+            "another output folder, or the same settings",
         )

@@ -17,6 +17,8 @@ MANIFEST = "manifest.json"
 INVERSE_DYNAMICS_FOLDER = "inverse_dynamics"
 OUTCOME_HEAD_FOLDER = "outcome_head"
 TEMPORAL_DISTANCE_FOLDER = "temporal_distance"
+FINAL_FOLDER = "model"
+"""Folder of a training run with its finished checkpoint."""
 MEMORY_FOLDER = "memory"
 """Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

@@ -21,9 +21,6 @@ from sfvgen_planner.world_model.outcome_head import OutcomeHead
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 
-FINAL_FOLDER = "model"
-"""Folder of a training run with its finished models."""
-
 
 @dataclass
 class Models:

@@ -35,7 +35,7 @@ def _check_divisible(channels: tuple[int, ...], number: int, what: str) -> None:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Optimisation(_Section):
@@ -242,6 +242,11 @@ class InverseDynamicsRecipe(_Section):
     block_out_channels: Channels = (32, 64, 128, 128)
     hidden_size: int = Field(default=256, gt=0)
     optimisation: Optimisation
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        _check_divisible(self.block_out_channels, 8, "groups of its norms")
+        return self
 
 
 class OutcomeHeadRecipe(_Section):

@@ -13,18 +13,20 @@ from pydantic import BaseModel
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import write_json
-from sfvgen_planner.world_model.checkpoint import MANIFEST
+from sfvgen_planner.world_model.checkpoint import FINAL_FOLDER, MANIFEST
+from sfvgen_planner.world_model.training_checkpoints import found_checkpoints
 
 RUN_FILE = "run.json"
 _MAY_DIFFER = re.compile(
     # Not trained on; the store itself is compared.
     r"name|data\..*"
-    # How long, how fast and how closely watched.
-    r"|(.*\.)?(compile|eval_every|gradient_checkpointing)"
+    # How long and how fast.
+    r"|(.*\.)?(compile|gradient_checkpointing)"
     r"|.*optimisation\.(steps|checkpoint_every|capture"
     # Lowered where a run diverges.
     r"|learning_rate)"
 )
+_IS_WATCHED = re.compile(r"(.*\.)?eval_every")
 _CHECKSUMS = {
     "data": "the episodes of --data are others",
     "init_from": "the model of --init-from is another",
@@ -41,34 +43,51 @@ def run_record(recipe: BaseModel, store: EpisodeStore, init_from: Path | None) -
         store: The episodes.
         init_from: The checkpoint folder that the run goes on from, if from any.
     """
-    # Defaults are left out: a new key of a later release makes no other recipe.
-    settings = recipe.model_dump(mode="json", exclude_defaults=True)
     episodes = [store.spec.to_json(), *map(asdict, store.entries)]
     return {
-        "recipe": {
-            key: value for key, value in _leaves(settings) if not _MAY_DIFFER.fullmatch(key)
-        },
+        "recipe": recipe_settings(recipe),
         "data": hashlib.sha256(json.dumps(episodes, sort_keys=True).encode()).hexdigest(),
         "init_from": None if init_from is None else _identity(init_from),
     }
 
 
-def check_run(out: Path, record: dict[str, Any]) -> None:
-    """Refuse to go on with what another run has left; folders without a record pass.
+def recipe_settings(recipe: BaseModel) -> dict[str, Any]:
+    """The settings that make a run another one, by names such as `stages.0.max_chunks`."""
+    # Defaults are left out: a new key of a later release makes no other recipe.
+    settings = dict(_leaves(recipe.model_dump(mode="json", exclude_defaults=True)))
+    for key in filter(_IS_WATCHED.fullmatch, settings):
+        # However often: where there are held-out losses, some episodes are not trained on.
+        settings[key] = bool(settings[key])
+    return {key: value for key, value in settings.items() if not _MAY_DIFFER.fullmatch(key)}
+
+
+def check_run(out: Path, record: dict[str, Any], init_from: Path | None) -> None:
+    """Refuse to go on with what another run has left; checkpoints without a record pass.
 
     Args:
         out: The run's folder; stages have their checkpoints in folders below it.
         record: What `run_record` gives for this run.
+        init_from: The checkpoint folder that the run goes on from, if from any.
 
     Raises:
-        SfvgenError: The folder is a model or a store, holds checkpoints of another run, or its
-            record can't be read.
+        SfvgenError: The folder is a model or a store, holds checkpoints of another run or something
+            else where the model is to go, or its record can't be read.
     """
     for name, kind in _NO_RUNS.items():
         if (out / name).exists():
             raise SfvgenError(f"{out} is {kind}; give --out a folder of its own")
-    file = out / RUN_FILE
-    if not file.is_file() or not any(out.glob("*/checkpoint-*")):
+    file, final = out / RUN_FILE, out / FINAL_FOLDER
+    has_checkpoints = any(found_checkpoints(folder) for folder in out.glob("*"))
+    if init_from is not None and final.exists() and final.samefile(init_from):
+        raise SfvgenError(
+            f"{final} is the model of --init-from, which this run would replace; give another --out"
+        )
+    if final.exists() and not (file.is_file() or has_checkpoints):
+        raise SfvgenError(
+            f"{final} is there already and was made by no run in {out}, which would replace it; "
+            "give another --out"
+        )
+    if not file.is_file() or not has_checkpoints:
         return
     try:
         earlier = json.loads(file.read_text())

@@ -43,6 +43,7 @@ from sfvgen_planner.world_model.recipe import (
 from sfvgen_planner.world_model.slow_learning import SlowObjective, build_scheduler, slow_batches
 from sfvgen_planner.world_model.temporal_learning import DistanceObjective, distance_batches
 from sfvgen_planner.world_model.trainer import Evaluation, train
+from sfvgen_planner.world_model.training_checkpoints import found_checkpoints
 
 AUTOENCODER_STAGE = "autoencoder"
 STAGES = (
@@ -67,8 +68,8 @@ def check_latents_stay(recipe: AutoencoderRecipe | None, out: Path) -> None:
     if recipe is None or recipe.optimisation is None or recipe.decoder_only:
         return
     own = out / AUTOENCODER_STAGE
-    steps = [int(folder.name.rpartition("-")[2]) for folder in own.glob("checkpoint-*")]
-    later = sorted({f.parent for f in out.glob("*/checkpoint-*")} - {own})
+    steps = [int(folder.name.rpartition("-")[2]) for folder in found_checkpoints(own)]
+    later = sorted({f for f in out.glob("*") if found_checkpoints(f)} - {own})
     if steps and later and max(steps) < recipe.optimisation.steps:
         raise SfvgenError(
             f"{later[0]} was trained on the latents of an autoencoder of {max(steps)} steps, which "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.files import prepare_folder, writing_errors
-from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
+from sfvgen_planner.world_model.checkpoint import FINAL_FOLDER, MEMORY_FOLDER
 from sfvgen_planner.world_model.data_facts import count_data
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.going_on import (
@@ -16,7 +16,7 @@ from sfvgen_planner.world_model.going_on import (
     leave_out_misfits,
     models_to_go_on_from,
 )
-from sfvgen_planner.world_model.models import FINAL_FOLDER, save_checkpoint
+from sfvgen_planner.world_model.models import save_checkpoint
 from sfvgen_planner.world_model.new_models import Parts, build_models, load_parts
 from sfvgen_planner.world_model.outcome_learning import check_outcomes
 from sfvgen_planner.world_model.recipe import Recipe
@@ -24,6 +24,7 @@ from sfvgen_planner.world_model.run_record import check_run, run_record, write_r
 from sfvgen_planner.world_model.stages import HELD_OUT_EVERY, Stages, check_latents_stay
 from sfvgen_planner.world_model.temporal_learning import check_pairs
 from sfvgen_planner.world_model.trainer import begin_training
+from sfvgen_planner.world_model.training_checks import warn_of_other_data
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     else:
         models = models_to_go_on_from(init_from, recipe, store)
         slow = None if slow is None else going_on(slow, models.world_model)
+    warn_of_other_data(recipe.data, store)
     record = run_record(recipe, store, init_from)
-    check_run(out, record)
+    check_run(out, record, init_from)
     check_latents_stay(recipe.autoencoder, out)
     prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
@@ -85,7 +87,11 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     if slow is not None and slow.eval_every:
         table, held_out = table.split(HELD_OUT_EVERY)
     if slow is not None:
-        table.window_starts(slow.num_past_frames + slow.num_future_frames)
+        for part in filter(None, (table, held_out)):
+            part.window_starts(slow.num_past_frames + slow.num_future_frames)
+    if recipe.outcome_head is not None and held_out is None:
+        # Too few to hold any out are told of here, not after the stages before.
+        table.split(HELD_OUT_EVERY)
     temporal = recipe.temporal_distance
     if temporal is not None:
         known = models.temporal_distance

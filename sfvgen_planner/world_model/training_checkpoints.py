@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,21 @@ logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 # Of a checkpoint that does not list them.
 _FILES = ("model", "ema", "optimiser")
+_NAME = re.compile(r"checkpoint-\d{8}")
+
+
+class _DamagedError(Exception):
+    """A checkpoint's file can be read, but holds nothing that was written there."""
+
+
+_DAMAGE = (FileNotFoundError, json.JSONDecodeError, SafetensorError, _DamagedError)
+
+
+def found_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a stage in the order of their steps; what is named otherwise is none."""
+    return sorted(
+        path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class TrainingCheckpoints:
         for checkpoint in reversed(self._found()):
             try:
                 return self._load(checkpoint)
-            except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
+            except _DAMAGE as error:
                 logger.warning("%s is damaged (%s) and left out", checkpoint, error)
             except (OSError, KeyError, ValueError, RuntimeError) as error:
                 raise SfvgenError(
@@ -81,7 +97,7 @@ class TrainingCheckpoints:
         return 0
 
     def _found(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*"))
+        return found_checkpoints(self.folder)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -134,6 +150,8 @@ class TrainingCheckpoints:
     def _load(self, checkpoint: Path) -> int:
         """Load one checkpoint, all of its files or none; its step."""
         state = json.loads((checkpoint / "state.json").read_text())
+        if not isinstance(state, dict):
+            raise _DamagedError(f"state.json holds {state!r}")
         files = {
             name: load_file(checkpoint / f"{name}.safetensors")
             for name in state.get("files", _FILES)

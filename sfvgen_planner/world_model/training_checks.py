@@ -1,8 +1,27 @@
 """What can't be trained, told before any work."""
 
+import logging
+
 from sfvgen_planner.data import EpisodeStore
+from sfvgen_planner.data.recipe import DataRecipe
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_other_data(recipe: DataRecipe | None, store: EpisodeStore) -> None:
+    """Say where a store is of another environment, or other frames, than a recipe's own data."""
+    if recipe is None:
+        return
+    told = (recipe.env_id, recipe.frame_skip), (store.spec.env_id, store.spec.frame_skip)
+    if told[0] != told[1]:
+        logger.warning(
+            "the recipe's data are of %s with frame_skip %d, but %s is of %s with frame_skip %d",
+            *told[0],
+            store.path,
+            *told[1],
+        )
 
 
 def check_model(model: VideoWorldModel, store: EpisodeStore) -> None:

@@ -53,6 +53,16 @@ def test_a_plot_that_cannot_be_written_is_refused_before_any_work(tmp_path, caps
     plot = str(tmp_path / "file" / "plot.png")
     assert main(["eval", "policy", "--out", str(tmp_path / "a.json"), "--plot", plot]) == 2
     assert told(capsys)[1].startswith("error: cannot write to the output folder")
+    plot = str(tmp_path / "plot.xyz")
+    assert main(["eval", "policy", "--out", str(tmp_path / "a.json"), "--plot", plot]) == 2
+    assert "plot.xyz; end its name in one of" in told(capsys)[1]
+
+
+def test_the_paper_s_size_is_measured_for_its_cost_alone(tmp_path, capsys):
+    out = tmp_path / "a.json"
+    assert main(["eval", "memory", "--base-model", "--only", "state_kb", "--out", str(out)]) == 2
+    assert "choose among fast_learning_memory_overhead" in told(capsys)[1]
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("option", ["--num-workers", "--num-envs"])

@@ -183,3 +183,12 @@ print(tell().hblkhd - before)
     )
     mapped = int(done.stdout.splitlines()[-1])
     assert mapped == 0 if kept else mapped >= 80_000_000
+
+
+def test_output_that_nothing_reads_any_more_ends_quietly(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    listed = [sys.executable, "-m", "sfvgen_planner", "reproduce", "results/speed.json", "--list"]
+    ended = subprocess.run(listed, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")

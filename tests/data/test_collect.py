@@ -281,12 +281,34 @@ def test_recipe_file(tmp_path: Path) -> None:
     assert recipe.sources[0].policy_kwargs == {"noise": 0.1}
 
 
+@pytest.mark.parametrize("is_present", [False, True])
+def test_an_empty_folder_that_is_there_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_present: bool
+) -> None:
+    """Such as a mount point, or the one that the command runs in, which nothing can replace."""
+    (tmp_path / "here").mkdir()
+    before = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here" if is_present else tmp_path)
+    out = Path() if is_present else Path("here")
+    source = {"env_id": COUNTING, "policy": SCRIPTED, "episodes": 2}
+    recipe = validated(DataRecipe, {"sources": [source]}, "test")
+    assert len(collect_recipe(recipe, out)) == recipe.sources[0].episodes
+    assert (tmp_path / "here").stat().st_ino == before
+    assert len(EpisodeStore.open(tmp_path / "here")) == recipe.sources[0].episodes
+    assert not list((tmp_path / "here").glob(".store*"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("data: {sources: []}", "data.sources: List should have at least 1 item"),
         ("data: {sources: [{env_id: A-v0, policy: p}]}", "data.sources.0.episodes: Field required"),
         ("data: {sources: [{env_id: A-v0, policy: p, episodes: 1, sed: 1}]}", "sources.0.sed"),
+        (
+            "data: {sources: [{env_id: A-v0, policy: p, episodes: 3},"
+            " {env_id: A-v0, policy: p, episodes: 5, seed: 2}]}",
+            "sources 0 and 1 have the same episodes, of the seeds 2 to 2",
+        ),
         (
             "data: {sources: [{env_id: A-v0, policy: p, episodes: 1},"
             " {env_id: B-v0, policy: p, episodes: 1}]}",

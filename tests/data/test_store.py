@@ -18,7 +18,7 @@ def make_episode(seed: int, steps: int = 20) -> Episode:
     generator = np.random.default_rng(seed)
     return Episode(
         frames=generator.integers(0, 256, (steps + 1, 8, 6, 3), dtype=np.uint8),
-        actions=generator.normal(size=(steps, 2)).astype(np.float32),
+        actions=generator.uniform((-1, -2), (1, 2), (steps, 2)).astype(np.float32),
         instructions=["one"] * (steps // 2) + ["zwei ü"] * (steps - steps // 2),
         rewards=generator.normal(size=steps).astype(np.float32),
         terminated=bool(seed % 2),
@@ -269,6 +269,26 @@ def test_episode_of_other_sizes_is_refused(tmp_path: Path) -> None:
         pytest.raises(SfvgenError, match=r"image size \(8, 6\), but the store holds .*\(4, 4\)"),
     ):
         store.append(make_episode(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("actions", np.nan, "actions that are not finite or outside of"),
+        ("actions", 2.5, r"outside of \[-1.0, -2.0\] to \[1.0, 2.0\]"),
+        ("rewards", np.inf, "rewards that are not finite"),
+    ],
+)
+def test_numbers_that_nothing_can_learn_from_are_refused(
+    tmp_path: Path, name: str, value: float, words: str
+) -> None:
+    episode = make_episode(0)
+    getattr(episode, name)[3] = value
+    with EpisodeStore.create(tmp_path / "store", SPEC) as store:
+        with pytest.raises(SfvgenError, match=words):
+            store.append(episode)
+        store.append(make_episode(1))
+    assert_equal(EpisodeStore.open(tmp_path / "store")[0], make_episode(1))
 
 
 class TestForeignFolders:

@@ -37,6 +37,8 @@ def test_many_worlds_are_timed_against_one(tmp_path, tiny_checkpoint, monkeypatc
 def test_chunks_and_plans_are_timed(tmp_path, tiny_checkpoint):
     config = SpeedConfig.of(str(tiny_checkpoint), "cpu", num_episodes=1)
     assert config.num_timed_runs == 1
+    more = SpeedConfig.of(str(tiny_checkpoint), "cpu", num_episodes=100)
+    assert more.num_timed_runs == SpeedConfig().num_timed_runs
     measure(tmp_path / "a.json", config, FIGURES, ["frames_per_second_b1", "plan_seconds"])
     rows = {row["name"]: row for row in json.loads((tmp_path / "a.json").read_text())["figures"]}
     assert set(rows) == {

@@ -270,3 +270,16 @@ def test_several_processes_are_refused(folder, tmp_path, monkeypatch, capsys):
     )
     assert online(folder, tmp_path / "out") == 2
     assert "without a launcher" in capsys.readouterr().err
+
+
+def test_another_recipe_is_refused(folder, whole, capsys):
+    assert online(folder, whole, set="recall_share=0.25") == 2
+    assert "recipe.recall_share = None, but 0.25 was asked for" in capsys.readouterr().err
+
+
+def test_episodes_that_no_memory_has_lived_do_not_count(folder, tmp_path, capsys):
+    collect = ["--policy", POLICY, "--env", RECALL, "--episodes", "1", "--seed", str(SEED)]
+    collect += ["--policy-kwargs", json.dumps(POLICY_KWARGS)]
+    assert main(["collect", *collect, "--out", f"{tmp_path}/run/data"]) == 0
+    assert online(folder, tmp_path / "run") == 2
+    assert f"of the seeds [{SEED}] from elsewhere" in capsys.readouterr().err

@@ -35,8 +35,9 @@ def test_a_log_goes_on_after_the_step_it_is_given(tmp_path, rest):
     assert text == TWO + '{"step": 15, "loss": 0.25}\n'
 
 
-def test_a_damaged_log_does_not_stop_a_run(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(TWO.encode() + b"\xff")
+@pytest.mark.parametrize("damage", [b"\xff", b'{"loss": 1}\n', b"5\n", b"[]\n", b'{"step": "5"}\n'])
+def test_a_damaged_log_does_not_stop_a_run(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(TWO.encode() + damage)
     write(tmp_path, 10, (15, {"loss": 0.25}))
     assert (tmp_path / "metrics.jsonl").read_text() == TWO + '{"step": 15, "loss": 0.25}\n'
 
@@ -84,7 +85,7 @@ def test_without_tensorboard_the_json_lines_are_written_and_it_is_told(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.INFO):
         write(tmp_path, 0, (5, {"loss": 1.5}))
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl", "training.lock"]
     assert "tensorboard is not installed" in caplog.text
 
 

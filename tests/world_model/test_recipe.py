@@ -40,6 +40,8 @@ def test_precision_is_what_the_recipe_says_quoted_or_not(tmp_path, kind, name, w
         ("world_model.text.num_heads=3", "multiple of num_heads"),
         ("world_model.text.max_length=0", "greater than 2"),
         ("inverse_dynamics.block_out_channels=[]", "at least 1 item"),
+        ("inverse_dynamics.block_out_channels=[12]", "multiple of 8"),
+        ("world_model.shift=.inf", "finite number"),
         ("seed=9999999999999999999", "less than"),
         ("data.image_size=1000000", "less than or equal to 4096"),
         ("data.sources.0.episodes=100000000000000", "less than or equal to"),

@@ -1,5 +1,6 @@
 """A run's folder belongs to its recipe and its data."""
 
+import json
 import shutil
 
 from sfvgen_planner.cli.main import main
@@ -33,6 +34,9 @@ def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
         error = capsys.readouterr().err
         assert "holds another run" in error
         assert words in error
+    # With held-out losses, other episodes are trained on.
+    assert run(*longer, "world_model.eval_every=2") == 2
+    assert "eval_every was unset and is now True" in capsys.readouterr().err
     # A folder from before runs were recorded, and one that another run never got far in.
     (tmp_path / "run/run.json").unlink()
     assert run(*longer, "seed=1") == 0
@@ -43,3 +47,38 @@ def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
     (tmp_path / "run/run.json").write_text("[]")
     assert run(*longer) == 2
     assert "run.json can't be read" in capsys.readouterr().err
+
+
+def test_nothing_is_replaced_but_what_the_run_itself_made(store, tmp_path, capsys):
+    def run(out, *more):
+        few = [f"{s}.optimisation.steps=1" for s in ("autoencoder", "world_model")]
+        few.append("inverse_dynamics.optimisation.steps=1")
+        arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+        # Given twice, both count.
+        changes = ["--set", *few[:1], "--set", *few[1:]]
+        return main(["train", *arguments, *changes, "--out", str(out), *more])
+
+    own = tmp_path / "project/model/network.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("precious")
+    assert run(tmp_path / "project") == 2
+    assert "was made by no run" in capsys.readouterr().err
+    assert own.read_text() == "precious"
+    assert run(tmp_path / "run") == 0
+    steps = (tmp_path / "run/autoencoder/metrics.jsonl").read_text().splitlines()
+    assert json.loads(steps[-1])["step"] == 1
+    weights = (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    assert run(tmp_path / "run", "--init-from", f"{tmp_path}/run/model") == 2
+    assert "is the model of --init-from" in capsys.readouterr().err
+    assert (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+def test_data_of_another_environment_are_told(store, tmp_path, caplog):
+    recipe = tmp_path / "other.yaml"
+    text = (store / "recipe.yaml").read_text()
+    recipe.write_text(text.replace("sfvgen/TabletopReturn-v0", "sfvgen/MetaWorld-v0"))
+    assert text != recipe.read_text()
+    few = [f"{s}.optimisation.steps=1" for s in ("autoencoder", "world_model", "inverse_dynamics")]
+    arguments = ["--recipe", str(recipe), "--data", f"{store}/data", "--out", f"{tmp_path}/run"]
+    assert main(["train", *arguments, "--set", *few]) == 0
+    assert "the recipe's data are of sfvgen/MetaWorld-v0" in caplog.text

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import time
 from collections import Counter
@@ -108,6 +109,40 @@ def test_half_written_checkpoint_is_ignored(tmp_path):
     (tmp_path / "parts/checkpoint.tmp/ema.safetensors").write_bytes(b"cut")
     resumed = run(tmp_path / "parts", settings)
     assert torch.equal(whole.layer.weight, resumed.layer.weight)
+
+
+def test_two_runs_do_not_train_in_one_folder(tmp_path):
+    def meanwhile(generator):
+        with pytest.raises(SfvgenError, match="another run is training in"):
+            run(tmp_path / "one")
+        return draw(generator)
+
+    settings = optimisation(steps=2)
+    both = run(tmp_path / "one", settings, draw_batch=meanwhile)
+    alone = run(tmp_path / "two", settings)
+    assert torch.equal(both.layer.weight, alone.layer.weight)
+
+
+def test_what_only_looks_like_a_checkpoint_is_none_and_is_kept(tmp_path):
+    run(tmp_path, optimisation(steps=20))
+    shutil.copytree(tmp_path / "checkpoint-00000010", tmp_path / "checkpoint-backup")
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500/pytorch_model.bin").write_bytes(b"another's")
+    (tmp_path / "checkpoint-99999999").write_text("a file")
+    steps = []
+    run(tmp_path, optimisation(steps=23), draw_batch=lambda g: steps.append(1) or draw(g))
+    assert len(steps) == 3
+    assert (tmp_path / "checkpoint-backup/model.safetensors").is_file()
+    assert (tmp_path / "checkpoint-500/pytorch_model.bin").read_bytes() == b"another's"
+
+
+def test_a_checkpoint_whose_state_is_no_state_is_left_out(tmp_path, caplog):
+    whole = run(tmp_path / "whole", optimisation(steps=20))
+    run(tmp_path / "parts", optimisation(steps=20))
+    (tmp_path / "parts/checkpoint-00000020/state.json").write_text("[]")
+    resumed = run(tmp_path / "parts", optimisation(steps=20))
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert "checkpoint-00000020 is damaged" in caplog.text
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
