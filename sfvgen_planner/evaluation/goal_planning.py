@@ -97,6 +97,10 @@ def measure_goal_planning(config: GoalPlanningConfig) -> Iterator[Figure]:
         _videos()
         prepare_folder(config.folder / "videos")
     seen = load_world_model(config.model).config
+    for name in config.methods:
+        if name not in ("expert", "random"):
+            # What the model lacks is told before anything is measured.
+            _planner(name, config)
     with closing(make_env(config.env, config.env_kwargs, seen.frame_skip)) as env:
         outcomes = expert_outcomes(env, config, seen.image_size)
         goals = {seed: frame for seed, (success, frame) in outcomes.items() if success}
