@@ -162,9 +162,9 @@ def test_a_further_loop_goes_on_with_the_trained_adapters(folder, looped, settin
     ],
 )
 def test_another_loop_does_not_go_on_in_a_folder(
-    folder, looped, tiny_checkpoint, capsys, change, words
+    folder, looped, tiny_checkpoint, tmp_path, capsys, change, words
 ):
-    checkpoint = tiny_checkpoint if change else looped
+    checkpoint = tiny_checkpoint if change else shutil.copytree(looped, tmp_path / "other")
     arguments = ["--recipe", f"{folder}/recipe.yaml", "--data", f"{folder}/data", "--out"]
     arguments += [f"{folder}/run", "--init-from", str(checkpoint), "--set", *change, "name=loop"]
     assert main(["loop", *arguments]) == 2
