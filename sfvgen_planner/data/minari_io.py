@@ -23,7 +23,6 @@ from sfvgen_planner.data.episode import BoolArray, Episode, EpisodeSource, Frame
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.data.store import EpisodeStore, made_aside, require_free_folder
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.files import writing_errors
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,6 @@ def from_minari(
     if dataset.total_episodes == 0:
         raise SfvgenError(f"the Minari dataset {dataset_id!r} has no episodes")
     with (
-        writing_errors(out),
         made_aside(out) as made,
         EpisodeStore.create(made, _spec(dataset, dataset_id)) as store,
     ):

@@ -27,6 +27,7 @@ from sfvgen_planner.data.episode import Episode, Window
 from sfvgen_planner.data.index import IndexEntry, IndexWriter, read_index
 from sfvgen_planner.data.spec import StoreSpec
 from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.files import writing_errors
 
 FORMAT = "sfvgen-episodes"
 VERSION = 1
@@ -322,18 +323,23 @@ def made_aside(path: Path) -> Iterator[Path]:
 
     Args:
         path: As `require_free_folder` accepts it.
+
+    Raises:
+        SfvgenError: It cannot be written.
     """
     exists = path.exists()
-    where = path if exists else path.parent
-    with tempfile.TemporaryDirectory(prefix=".store.", dir=where) as aside:
-        made = Path(aside) / "store"
+    with writing_errors(path):
+        aside = tempfile.TemporaryDirectory(prefix=".store.", dir=path if exists else path.parent)
+    with aside as folder:
+        made = Path(folder) / "store"
         yield made
-        if not exists:
-            made.replace(path)
-            return
-        # A mount point or the present folder can't be replaced. What makes it a store comes last.
-        for part in sorted(made.iterdir(), key=lambda part: part.name == "zarr.json"):
-            part.rename(path / part.name)
+        with writing_errors(path):
+            if not exists:
+                made.replace(path)
+                return
+            # A mount point or the present folder can't be replaced. What makes it a store is last.
+            for part in sorted(made.iterdir(), key=lambda part: part.name == "zarr.json"):
+                part.rename(path / part.name)
 
 
 def _array_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:

@@ -85,16 +85,25 @@ class FrameTable:
             )
         return starts
 
+    def require_several(self) -> int:
+        """The number of episodes.
+
+        Raises:
+            SfvgenError: There is only one, so that none can be held out.
+        """
+        num_episodes = int((self.remaining == 0).sum())
+        if num_episodes < 2:
+            raise SfvgenError("one episode can't be held out of only one; collect more episodes")
+        return num_episodes
+
     def split(self, every: int) -> tuple["FrameTable", "FrameTable"]:
         """Most episodes, and those that are held out: one in `every`, at least one.
 
         Raises:
             SfvgenError: There is only one episode.
         """
+        num_episodes = self.require_several()
         is_last = self.remaining == 0
-        num_episodes = int(is_last.sum())
-        if num_episodes < 2:
-            raise SfvgenError("one episode can't be held out of only one; collect more episodes")
         episode = torch.cumsum(is_last, 0) - is_last.long()
         held_out = episode % min(every, num_episodes) == min(every, num_episodes) - 1
 

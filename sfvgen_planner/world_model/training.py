@@ -90,8 +90,8 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
         for part in filter(None, (table, held_out)):
             part.window_starts(slow.num_past_frames + slow.num_future_frames)
     if recipe.outcome_head is not None and held_out is None:
-        # Too few to hold any out are told of here, not after the stages before.
-        table.split(HELD_OUT_EVERY)
+        # Told here, not after the stages before.
+        table.require_several()
     temporal = recipe.temporal_distance
     if temporal is not None:
         known = models.temporal_distance

@@ -95,3 +95,14 @@ def test_holding_out_the_only_episode_is_refused(store, tmp_path, capsys):
     arguments += ["--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
     assert main(["train", *arguments]) == 2
     assert "collect more episodes" in capsys.readouterr().err
+
+
+def test_episodes_to_hold_out_are_looked_at_before_any_work(tmp_path, capsys):
+    recipe, few = tmp_path / "recipe.yaml", tmp_path / "few.yaml"
+    recipe.write_text(RECIPE.replace("STEPS", "6") + OUTCOME_HEAD)
+    few.write_text(recipe.read_text().replace("episodes: 3", "episodes: 1"))
+    assert main(["collect", "--recipe", f"{few}", "--out", f"{tmp_path}/data"]) == 0
+    arguments = ["--recipe", f"{recipe}", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
+    assert main(["train", *arguments]) == 2
+    assert "one episode can't be held out of only one" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
