@@ -37,11 +37,12 @@ def lock(file: IO[Any], message: str) -> None:
     """Hold an open file for this process alone, until it is closed.
 
     Raises:
-        SfvgenError: with ``message``, where another process holds it.
+        SfvgenError: with ``message``, where another process holds it; it is closed then.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        file.close()
         raise SfvgenError(message) from error
 
 

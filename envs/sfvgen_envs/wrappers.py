@@ -30,9 +30,8 @@ class InstructionObservation(
             raise ValueError(f"InstructionObservation needs a Dict observation, not {space}.")
         if "instruction" in space.spaces:
             raise ValueError("The observation already has an 'instruction'; wrap it only once.")
-        text = gym.spaces.Text(max_length, min_length=0, charset=string.printable)
-        self._text = text
-        self.observation_space = gym.spaces.Dict({**space.spaces, "instruction": text})
+        self._text = gym.spaces.Text(max_length, min_length=0, charset=string.printable)
+        self.observation_space = gym.spaces.Dict({**space.spaces, "instruction": self._text})
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

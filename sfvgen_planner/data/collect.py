@@ -143,9 +143,9 @@ def _play_missing(
     progress: bool,
 ) -> None:
     tasks = [
-        EpisodeTask(source.episode_source(), source.seed + i)
+        EpisodeTask(source.episode_source(), seed)
         for source in recipe.sources
-        for i in range(source.episodes)
+        for seed in source.seeds
     ]
     done = {_key(entry.source, entry.seed) for entry in store.entries}
     missing = [task for task in tasks if _key(task.source, task.seed) not in done]

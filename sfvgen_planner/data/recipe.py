@@ -75,9 +75,9 @@ class DataSource(BaseModel):
         return EpisodeSource(self.policy, self.policy_kwargs, self.env_kwargs)
 
     @property
-    def end(self) -> int:
-        """The seed after the last one."""
-        return self.seed + self.episodes
+    def seeds(self) -> range:
+        """The seeds of its episodes."""
+        return range(self.seed, self.seed + self.episodes)
 
     @field_validator("env_kwargs", "policy_kwargs")
     @classmethod
@@ -108,7 +108,7 @@ class DataRecipe(BaseModel):
     @model_validator(mode="after")
     def _no_episode_twice(self) -> Self:
         for (i, one), (j, other) in combinations(enumerate(self.sources), 2):
-            overlap = range(max(one.seed, other.seed), min(one.end, other.end))
+            overlap = range(max(one.seed, other.seed), min(one.seeds.stop, other.seeds.stop))
             if overlap and one.episode_source() == other.episode_source():
                 raise ValueError(
                     f"sources {i} and {j} have the same episodes, of the seeds {overlap.start} to "

@@ -347,15 +347,11 @@ class MemoryBank:
                 f"cannot write to the memory bank {self.path} ({error.strerror}); open it with "
                 "mode='r', or give another folder"
             ) from error
-        try:
-            lock(
-                file,
-                f"another process is writing to the memory bank {self.path}; wait for it, or give "
-                "another folder",
-            )
-        except SfvgenError:
-            file.close()
-            raise
+        lock(
+            file,
+            f"another process is writing to the memory bank {self.path}; wait for it, or give "
+            "another folder",
+        )
         return file
 
     def _clean(self) -> None:

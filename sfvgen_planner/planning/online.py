@@ -164,7 +164,7 @@ def _play(
             sources=[so_far], frame_skip=player.frame_skip, image_size=player.image_size
         )
         store = collect_recipe(recipe, data, player=player)
-    seeds, played = range(so_far.seed, so_far.end), so_far.episode_source()
+    seeds, played = so_far.seeds, so_far.episode_source()
     unlived = [
         entry.seed
         for entry in store.entries

@@ -10,7 +10,6 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import lock, write_text, writing_errors
 
 logger = logging.getLogger(__name__)
@@ -50,11 +49,7 @@ class MetricsLog:
             return
         with writing_errors(folder):
             self._lock = (folder / _LOCK_FILE).open("a")
-        try:
-            lock(self._lock, f"another run is training in {folder}; wait for it, or stop it first")
-        except SfvgenError:
-            self._lock.close()
-            raise
+        lock(self._lock, f"another run is training in {folder}; wait for it, or stop it first")
         if self._path.exists():
             write_text(
                 self._path, "".join(_lines_until(step, self._path.read_text(errors="replace")))

@@ -14,7 +14,7 @@ from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.files import write_json
 from sfvgen_planner.world_model.checkpoint import FINAL_FOLDER, MANIFEST
-from sfvgen_planner.world_model.training_checkpoints import found_checkpoints
+from sfvgen_planner.world_model.training_checkpoints import begun_stages
 
 RUN_FILE = "run.json"
 _MAY_DIFFER = re.compile(
@@ -77,7 +77,7 @@ def check_run(out: Path, record: dict[str, Any], init_from: Path | None) -> None
         if (out / name).exists():
             raise SfvgenError(f"{out} is {kind}; give --out a folder of its own")
     file, final = out / RUN_FILE, out / FINAL_FOLDER
-    has_checkpoints = any(found_checkpoints(folder) for folder in out.glob("*"))
+    has_checkpoints = bool(begun_stages(out))
     if init_from is not None and final.exists() and final.samefile(init_from):
         raise SfvgenError(
             f"{final} is the model of --init-from, which this run would replace; give another --out"

@@ -43,7 +43,7 @@ from sfvgen_planner.world_model.recipe import (
 from sfvgen_planner.world_model.slow_learning import SlowObjective, build_scheduler, slow_batches
 from sfvgen_planner.world_model.temporal_learning import DistanceObjective, distance_batches
 from sfvgen_planner.world_model.trainer import Evaluation, train
-from sfvgen_planner.world_model.training_checkpoints import found_checkpoints
+from sfvgen_planner.world_model.training_checkpoints import begun_stages, found_checkpoints
 
 AUTOENCODER_STAGE = "autoencoder"
 STAGES = (
@@ -69,7 +69,7 @@ def check_latents_stay(recipe: AutoencoderRecipe | None, out: Path) -> None:
         return
     own = out / AUTOENCODER_STAGE
     steps = [int(folder.name.rpartition("-")[2]) for folder in found_checkpoints(own)]
-    later = sorted({f for f in out.glob("*") if found_checkpoints(f)} - {own})
+    later = [folder for folder in begun_stages(out) if folder != own]
     if steps and later and max(steps) < recipe.optimisation.steps:
         raise SfvgenError(
             f"{later[0]} was trained on the latents of an autoencoder of {max(steps)} steps, which "

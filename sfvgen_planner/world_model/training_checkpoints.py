@@ -43,6 +43,11 @@ def found_checkpoints(folder: Path) -> list[Path]:
     )
 
 
+def begun_stages(out: Path) -> list[Path]:
+    """The folders of a run's stages that have checkpoints."""
+    return [folder for folder in sorted(out.glob("*")) if found_checkpoints(folder)]
+
+
 @dataclass(frozen=True)
 class TrainingCheckpoints:
     """The checkpoints `checkpoint-*` of one run, and all that they keep of it.
@@ -84,7 +89,7 @@ class TrainingCheckpoints:
         Raises:
             SfvgenError: It is another model's.
         """
-        for checkpoint in reversed(self._found()):
+        for checkpoint in reversed(found_checkpoints(self.folder)):
             try:
                 return self._load(checkpoint)
             except _DAMAGE as error:
@@ -95,9 +100,6 @@ class TrainingCheckpoints:
                     "folder, or delete that checkpoint"
                 ) from error
         return 0
-
-    def _found(self) -> list[Path]:
-        return found_checkpoints(self.folder)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -135,7 +137,7 @@ class TrainingCheckpoints:
             save_file(contiguous, temporary / f"{name}.safetensors")
         state = {"step": step, "files": list(tensors), "optimisation": optimisation.model_dump()}
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        found = self._found()
+        found = found_checkpoints(self.folder)
         older = [path for path in found if path.name < final.name]
         # A checkpoint of this or a later step was too damaged to go on from; left there, it would
         # take the place of a good one.

@@ -10,10 +10,8 @@ from sfvgen_planner.world_model.pipeline import VideoWorldModel
 logger = logging.getLogger(__name__)
 
 
-def warn_of_other_data(recipe: DataRecipe | None, store: EpisodeStore) -> None:
+def warn_of_other_data(recipe: DataRecipe, store: EpisodeStore) -> None:
     """Say where a store is of another environment, or other frames, than a recipe's own data."""
-    if recipe is None:
-        return
     told = (recipe.env_id, recipe.frame_skip), (store.spec.env_id, store.spec.frame_skip)
     if told[0] != told[1]:
         logger.warning(
