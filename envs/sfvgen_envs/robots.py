@@ -73,20 +73,20 @@ def make_fetch_pick_and_place(
 
 
 def make_metaworld(
-    task: str, render_mode: str | None = None, image_size: int = 64, **kwargs: Any
+    task: str = "", render_mode: str | None = None, image_size: int = 64, **kwargs: Any
 ) -> Env:
     """A task of Meta-World with its goal in the observation and drawn anew from every seed.
 
     Meta-World's own ids draw from 50 goals, whatever the seed of ``reset``.
 
     Args:
-        task: such as ``"push-v3"``; its words are the instruction.
+        task: such as ``"push-v3"``, which must be given; its words are the instruction.
         render_mode: ``"rgb_array"`` or None.
         image_size: height and width of the pictures in pixels.
         **kwargs: of the environment itself, such as ``reward_function_version``.
 
     Raises:
-        ValueError: Meta-World has no such task.
+        ValueError: no task is given, or Meta-World has no such task.
     """
     tasks = _import("metaworld.env_dict", _METAWORLD).ALL_V3_ENVIRONMENTS
     if task not in tasks:

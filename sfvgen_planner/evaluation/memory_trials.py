@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.chunks import place_error_px
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED
 from sfvgen_planner.evaluation.memory_config import MemoryConfig
-from sfvgen_planner.evaluation.memory_variants import State, TrialMemories, Variant
+from sfvgen_planner.evaluation.memory_variants import VARIANTS, State, TrialMemories, Variant
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import NUM_CUBES, ReturnTrial, draw_trials
 from sfvgen_planner.evaluation.tabletop import locate_cube
@@ -28,7 +29,17 @@ Values = Mapping[str, tuple[np.ndarray, str]]
 def trial_groups(
     model: VideoWorldModel, config: MemoryConfig, num_episodes: int
 ) -> Iterator[tuple[list[ReturnTrial], TrialMemories, dict[str, Any]]]:
-    """The trials of each recall and horizon, their memories, and what tells their figures apart."""
+    """The trials of each recall and horizon, their memories, and what tells their figures apart.
+
+    Raises:
+        SfvgenError: a variant remembers another trial, but there is only one.
+    """
+    names = config.variants or VARIANTS
+    require(
+        num_episodes > 1 or not any(VARIANTS[name].of_other_episode for name in names),
+        "the memory of another episode needs at least 2 episodes: ask for more, or name other "
+        "variants",
+    )
     chunk_size = model.config.num_future_frames
     for recall in config.recalls:
         for horizon in config.horizons:

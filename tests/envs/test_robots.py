@@ -172,8 +172,9 @@ def test_the_direction_of_reachs_mark_tells_mostly_where_it_is() -> None:
 
 def test_an_unknown_task_of_metaworld_is_told() -> None:
     pytest.importorskip("metaworld")
-    with pytest.raises(SfvgenError, match=r"no task 'dance'; choose from .*reach-v3"):
-        make_env("sfvgen/MetaWorld-v0", {"task": "dance"})
+    for kwargs, name in (({"task": "dance"}, "dance"), ({}, "")):
+        with pytest.raises(SfvgenError, match=rf"no task '{name}'; choose from .*reach-v3"):
+            make_env("sfvgen/MetaWorld-v0", kwargs)
 
 
 def test_the_cubes_task_is_the_one_asked_for() -> None:
