@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from sfvgen_planner import __version__
 from sfvgen_planner.display import render_without_display
@@ -50,14 +50,26 @@ class Command(Protocol):
         """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes ``--verbose`` before a subcommand and after it alike: its subparsers are such, too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument(
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="log what is being done",
+        )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="sfvgen", description="Plan robot actions in a video model that remembers."
     )
     parser.add_argument("--version", action="version", version=f"sfvgen-planner {__version__}")
-    parser.add_argument("--verbose", action="store_true", help="log what is being done")
-    parser.set_defaults(resumes=False)
+    parser.set_defaults(resumes=False, verbose=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = cast(Command, importlib.import_module(f"sfvgen_planner.cli.{name}"))

@@ -33,6 +33,14 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"usage: sfvgen {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["doctor", "eval memory"])
+def test_verbose_may_stand_anywhere(command: str) -> None:
+    words = command.split()
+    for place in range(len(words) + 1):
+        assert cli.build_parser().parse_args([*words[:place], "--verbose", *words[place:]]).verbose
+    assert not cli.build_parser().parse_args(words).verbose
+
+
 def test_every_module_of_the_package_is_a_command() -> None:
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     assert modules - {"__init__", "main"} == set(cli.COMMANDS)
