@@ -24,6 +24,12 @@ def check_counts(config: object, *names: str) -> None:
             require_count(name, value)
 
 
+def check_seed(seed: int | None) -> None:
+    """Refuse a seed that is no whole number of at least 0; None stands for a new one."""
+    if seed is not None:
+        require_count("seed", seed, least=0)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise an :class:`SfvgenError` unless ``condition`` holds."""
     if not condition:

@@ -32,6 +32,8 @@ class VisualCubeEnv(CubeEnv):
             **{"env_type": "single", **picture, **kwargs}, width=image_size, height=image_size
         )
         self.render_mode = render_mode
+        if task_id is not None and not 1 <= task_id <= self.num_tasks:
+            raise ValueError(f"task_id must be from 1 to {self.num_tasks}, got {task_id}.")
 
     @property
     def action_space(self) -> gym.spaces.Box:
@@ -43,8 +45,10 @@ class VisualCubeEnv(CubeEnv):
         if seed is not None:
             self._actions.seed(seed)
             self._np_random, self._np_random_seed = gym.utils.seeding.np_random(seed)
-        tasks = {"task_id": self._task_id or int(self.np_random.integers(1, self.num_tasks + 1))}
-        return super().reset(seed=seed, options={**tasks, **(options or {})})
+        task_id = self._task_id
+        if task_id is None:
+            task_id = int(self.np_random.integers(1, self.num_tasks + 1))
+        return super().reset(seed=seed, options={"task_id": task_id, **(options or {})})
 
     def post_compilation(self) -> None:
         render_plainly(self._model)

@@ -197,7 +197,8 @@ class _Player:
         imagined = videos.imagined_frames(episode.frames, plans)
         outcome = "succeeded" if succeeded(episode) else "failed"
         captions = [episode.instructions[0], *episode.instructions[:-1], outcome]
-        path = self._config.folder / "videos" / f"{self._name}_{episode.seed}.mp4"
+        name = f"{self._config.model_stem}_{self._name}_{episode.seed}.mp4"
+        path = self._config.folder / "videos" / name
         videos.write_mp4(path, videos.side_by_side(imagined, episode.frames, captions))
         strip = path.with_suffix(".png")
         videos.write_film_strip(strip, imagined, episode.frames, captions)

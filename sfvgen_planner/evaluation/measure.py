@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -77,6 +78,11 @@ class EvaluationConfig:
     def asks_for(self, *names: str) -> bool:
         """Whether one of these figures is asked for, where a measurement can leave some out."""
         return self.figures is None or not set(names).isdisjoint(self.figures)
+
+    @property
+    def model_stem(self) -> str:
+        """The model as a part of file names, so that those of two models do not meet."""
+        return re.sub(r"[^\w.-]+", "_", self.model).strip("_")[-100:]
 
     def seeds(self, count: int) -> range:
         """The first ``count`` held-out seeds."""

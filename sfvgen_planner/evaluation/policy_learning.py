@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -322,7 +321,7 @@ class _Learner:
             description=what,
         )
         if run.num_steps:
-            name = f"{Path(config.model).name}_{config.algorithm}_{run.trained_in}"
+            name = f"{config.model_stem}_{config.algorithm}_{run.trained_in}"
             name += f"_{agent.num_timesteps}_steps_seed_{run.training_seed}.zip"
             save(agent, config.folder / "policies" / name.lower())
         policy = EncodedPolicy(self.env, agent, encoder)
@@ -370,7 +369,7 @@ def training_env(
     It is cut off, as in imagination, so that a policy does not learn that time is worth less at the
     end, which its picture does not tell.
     """
-    if env_id != ENV_ID:
+    if env_id.rpartition(":")[-1] != ENV_ID:
         return make_env(env_id, env_kwargs, frame_skip)
     never = {"steps_per_instruction": horizon * frame_skip + 1}
     return TimeLimit(make_env(env_id, {**env_kwargs, **never}, frame_skip), horizon)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from sfvgen_policies import make_policy
+from sfvgen_policies import Policy, make_policy
 from tqdm import tqdm
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.environment import Environment
 from sfvgen_planner.data.episode import EpisodeSource
-from sfvgen_planner.data.rollout import record_episode, told_instruction
+from sfvgen_planner.data.rollout import record_episode
 from sfvgen_planner.data.store import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
 from sfvgen_planner.files import prepare_folder, replacing
@@ -112,13 +112,22 @@ class RecordedStarts:
         return self[int(rng.integers(len(self)))]
 
 
+class _Listening:
+    """Another policy, recorded with what was asked: the one that learns shall do it."""
+
+    follows_instructions = True
+
+    def __init__(self, policy: Policy) -> None:
+        self.reset, self.act = policy.reset, policy.act
+
+
 def record_starts(
     env: Environment, policy: str, num_steps: int, num_past_frames: int, image_size: int
 ) -> RecordedStarts:
     """Play whole episodes until ``num_steps`` steps were made, and start at their frames.
 
     Args:
-        env: gives one instruction an episode.
+        env: gives instructions; each start has the one of its moment.
         policy: as ``make_policy`` takes it.
         num_steps: at least so many.
         num_past_frames: frames of a start.
@@ -128,7 +137,7 @@ def record_starts(
         SfvgenError: the policy is no good, or its episodes hold no start.
     """
     try:
-        actor = make_policy(policy, env)
+        actor = _Listening(make_policy(policy, env))
     except ValueError as error:
         raise SfvgenError(f"start frames cannot be recorded: {error}") from error
     episodes: list[tuple[np.ndarray, Sequence[str]]] = []
@@ -136,9 +145,7 @@ def record_starts(
     with tqdm(total=num_steps, desc="start frames", unit="step", dynamic_ncols=True) as progress:
         for seed in count(TRAINING_SEED):
             episode = record_episode(env, actor, seed, EpisodeSource(), image_size)
-            # Asked of the policy that will learn, whether or not this one listens.
-            instructions = [told_instruction(episode.info)] * len(episode)
-            episodes.append((episode.frames, instructions))
+            episodes.append((episode.frames, episode.instructions))
             num_recorded += len(episode)
             progress.update(len(episode))
             if num_recorded >= num_steps:

@@ -52,7 +52,9 @@ def play_side_by_side(policies: Sequence[PlanningPolicy], seeds: Sequence[int]) 
     """
     players = []
     for policy, seed in zip(policies, seeds, strict=False):
-        players.append((policy, EpisodeRecorder(policy.imagination, seed, EpisodeSource())))
+        own = policy.imagination
+        size = own.world_model.config.image_size
+        players.append((policy, EpisodeRecorder(own, seed, EpisodeSource(), size)))
         policy.reset(seed)
     while playing := [(policy, recorder) for policy, recorder in players if not recorder.is_over]:
         recorders = [recorder for _, recorder in playing]

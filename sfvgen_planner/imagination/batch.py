@@ -15,7 +15,7 @@ import torch
 
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
-from sfvgen_planner.errors import SfvgenError, require, require_count
+from sfvgen_planner.errors import SfvgenError, check_seed, require, require_count
 from sfvgen_planner.imagination.actions import check_action
 from sfvgen_planner.imagination.live_episode import LivedChunk, LiveEpisode
 from sfvgen_planner.imagination.memory_lives import Life, check_lives
@@ -102,7 +102,8 @@ def imagine_batch(
     """Imagine futures of several envs, each from its own present moment and under its own memory.
 
     Each gets what its own ``imagine`` gives with the same seed, as far as rounding allows. It is
-    one call of the model, or two where some envs have seen fewer than ``num_past_frames`` frames.
+    one call of the model, or more where some envs have seen fewer than ``num_past_frames`` frames
+    or trust their imagination for less than a chunk.
 
     Args:
         imaginations: E of them, of one world model and one memory.
@@ -146,20 +147,25 @@ def imagine_batch(
     pasts = _encoded_pasts(imaginations)
     # The model takes contexts of full length or of one frame.
     num_past = model.config.num_past_frames
-    lengths = [num_past if past.shape[2] >= num_past else 1 for past in pasts]
+    contexts = [num_past if past.shape[2] >= num_past else 1 for past in pasts]
+    # What is left open is a chunk, as far as it is trusted.
+    lengths = [
+        own.max_frames if is_one_chunk and window - context > own.max_frames else num_frames
+        for own, context in zip(imaginations, contexts, strict=True)
+    ]
+    kinds = list(zip(contexts, lengths, strict=True))
     imagined: dict[int, Imagination] = {}
-    for context_length in sorted(set(lengths)):
-        rows = [row for row, own in enumerate(lengths) if own == context_length]
+    for context_length, frames_ahead in dict.fromkeys(kinds):
+        rows = [row for row, own in enumerate(kinds) if own == (context_length, frames_ahead)]
         past = torch.cat([pasts[row][:, :, -context_length:] for row in rows])
         chosen = [own for own in (candidates[row] for row in rows) if own is not None]
         memories = [imaginations[row].memory_index for row in rows]
-        is_cut = is_one_chunk and window - context_length > limit
         with model.without_memory() if memory is None else memory.showing(memories):
             output = model(
                 past.repeat_interleave(share, dim=0),
                 instruction=[texts[row] for row in rows for _ in range(share)],
                 actions=torch.cat(chosen) if chosen else None,
-                num_frames=limit if is_cut else num_frames,
+                num_frames=frames_ahead,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[_generator(own_seeds[row]) for row in rows],
@@ -275,6 +281,7 @@ def _encoded_pasts(imaginations: Sequence[ImaginingEnv]) -> list[torch.Tensor]:
 
 def _generator(seed: int | None) -> torch.Generator:
     """Noise of a seed, or else of a new one at every call."""
+    check_seed(seed)
     seed = int(np.random.default_rng().integers(2**63)) if seed is None else seed
     return torch.Generator().manual_seed(int(seed))
 
@@ -287,7 +294,10 @@ def _candidates(actions: np.ndarray | torch.Tensor | None, num_samples: int) -> 
     if isinstance(actions, np.ndarray):
         # PyTorch takes no reversed views.
         actions = np.ascontiguousarray(actions)
-    candidates = torch.as_tensor(actions, dtype=torch.float32)
+    try:
+        candidates = torch.as_tensor(actions, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SfvgenError(f"actions must be numbers, got {actions!r}") from error
     if candidates.ndim == 2:
         return candidates.expand(num_samples, *candidates.shape)
     if candidates.ndim != 3 or len(candidates) == 0:

@@ -153,7 +153,7 @@ class EncodedVecEnv(VecEnvWrapper):
     def reset(self) -> dict[str, np.ndarray]:
         """Begin all episodes anew."""
         frames: Any = self.venv.reset()
-        self.reset_infos = self.venv.reset_infos
+        self.reset_infos = self.venv.unwrapped.reset_infos
         return self._encoder(frames, [told_instruction(info) for info in self.reset_infos])
 
     def step_wait(
@@ -162,7 +162,7 @@ class EncodedVecEnv(VecEnvWrapper):
         """Make the step: observations, rewards, whether episodes ended, and infos."""
         frames: Any
         frames, rewards, dones, infos = self.venv.step_wait()
-        self.reset_infos = self.venv.reset_infos
+        self.reset_infos = self.venv.unwrapped.reset_infos
         # Where an episode ended there are two pictures: its last, and the next one's first.
         ended = np.flatnonzero(dones).tolist()
         last = [infos[row]["terminal_observation"] for row in ended]

@@ -436,8 +436,12 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _checked_actions(self, actions: np.ndarray, mask: np.ndarray) -> torch.Tensor:
         """Actions ``(N, A)`` float32; those outside the mask are not looked at."""
-        values = np.array(actions, np.float32)
         shape = self.action_space.shape
+        try:
+            values = np.array(actions, np.float32)
+        except (ValueError, TypeError, RuntimeError) as error:
+            # Words, ragged lists, or a tensor that still has a gradient or is on a GPU.
+            raise SfvgenError(f"actions must be {shape} numbers, got {actions!r}") from error
         require(values.shape == shape, f"actions must have the shape {shape}, got {values.shape}")
         space = self.single_action_space
         assert isinstance(space, gym.spaces.Box)

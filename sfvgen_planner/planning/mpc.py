@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import require, require_count
+from sfvgen_planner.errors import check_seed, require, require_count
 from sfvgen_planner.imagination import (
     Imagination,
     ImaginationWrapper,
@@ -112,6 +112,8 @@ class MPCPlanner(BatchPlanner):
             seeds: likewise.
             starts: likewise, actions ``(T, A)`` where the search begins, or None.
         """
+        for seed in seeds:
+            check_seed(seed)
         states = [np.random.SeedSequence(seed).generate_state(2).tolist() for seed in seeds]
         solver_seeds, noise_seeds = zip(*states, strict=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from sfvgen_planner.errors import check_counts, require
+from sfvgen_planner.errors import check_counts, check_seed, require
 from sfvgen_planner.imagination import ImaginationWrapper
 from sfvgen_planner.planning.plan import Goal, Plan, Planner, action_batch, plan_batch
 
@@ -101,6 +101,7 @@ class PlanningPolicy:
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode; ``seed`` makes its plans repeatable."""
+        check_seed(seed)
         self.planner.reset(self.imagination)
         self.plans: list[PlanRecord] = []
         self._rng = np.random.default_rng(seed)

@@ -50,7 +50,9 @@ class SeenAchieved:
     def __call__(self, imagination: ImaginationWrapper, instruction: str) -> bool:
         """Whether it is achieved now."""
         model = imagination.world_model
-        latents = model.encode(imagination.past_frames[-2:][None])[0].transpose(0, 1).float()
+        # A memory may shorten the model's context, `past_frames`, to a single frame.
+        frames = imagination.live_episode.last_frames(2)
+        latents = model.encode(frames[None])[0].transpose(0, 1).float()
         head = self.outcome_head.to(latents.device)
         token_ids = head.tokenize(model, [instruction]).to(latents.device)
         logits = head.success_logits(latents, token_ids.expand(len(latents), -1))

@@ -509,6 +509,11 @@ class VideoWorldModel(DiffusionPipeline):
         texts = instruction if isinstance(instruction, list) else [instruction] * batch
         if len(texts) != batch:
             raise SfvgenError(f"{batch} pasts need {batch} instructions, got {len(texts)}")
+        for text in texts:
+            require(
+                text is None or isinstance(text, str),
+                f"an instruction must be a text or None, got {text!r}",
+            )
         unique = sorted({"", *(text or "" for text in texts)})
         encode = self.encode_instructions
         states = encode(unique) if self._fast is None else self._fast.encode_texts(unique, encode)

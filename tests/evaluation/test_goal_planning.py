@@ -127,11 +127,11 @@ def test_videos_show_what_was_imagined_beside_what_happened(tmp_path, config, mo
     measure(out, chosen, FIGURES)
     for *told, outcome in written:
         assert (set(told), outcome) == ({"left", "up"}, "succeeded")
-    names = {f"video_plan_{HELD_OUT_SEED + seed}" for seed in (0, 2)}
+    names = {f"corner_video_plan_{HELD_OUT_SEED + seed}" for seed in (0, 2)}
     shown = {path.name for path in (tmp_path / "videos").iterdir()}
     assert shown == {f"{name}.{kind}" for name in names for kind in ("mp4", "png")}
     # A point mass is imagined truly: but for rounding, both rows of the strip are the same.
-    strip = np.asarray(Image.open(tmp_path / "videos" / f"video_plan_{HELD_OUT_SEED}.png"))
+    strip = np.asarray(Image.open(tmp_path / "videos" / f"corner_video_plan_{HELD_OUT_SEED}.png"))
     height = (len(strip) - 30) // 2
     imagined, real = strip[30 : 30 + height, 76:], strip[30 + height :, 76:]
     np.testing.assert_allclose(imagined.astype(int), real[:height].astype(int), atol=4)

@@ -234,9 +234,22 @@ def test_starts_have_a_whole_context_and_the_instruction():
         record_starts(env, "random", 20, num_past_frames=17, image_size=32)
 
 
+def test_each_start_has_the_instruction_of_its_moment():
+    """The point mass is sent right for 4 steps, then down; random policies do not listen."""
+    starts = record_starts(PointMassEnv(num_steps=8), "random", 8, num_past_frames=2, image_size=32)
+    told = [starts[number].instruction for number in range(len(starts))]
+    assert told == ["right"] * 3 + ["down"] * 4
+
+
+def test_policies_of_models_whose_folders_are_called_alike_have_files_of_their_own():
+    stems = [PolicyLearningConfig(model=m).model_stem for m in ("a/x/model", "a/y/model", "/a/x")]
+    assert stems == ["a_x_model", "a_y_model", "a_x"]
+
+
+@pytest.mark.parametrize("module", ["", "sfvgen_envs:"])
 @pytest.mark.parametrize("horizon", [32, 16])
-def test_to_be_out_of_time_cuts_an_episode_off_and_does_not_end_it(horizon):
-    env = training_env("sfvgen/TabletopReturn-v0", TASK, 1, horizon)
+def test_to_be_out_of_time_cuts_an_episode_off_and_does_not_end_it(horizon, module):
+    env = training_env(f"{module}sfvgen/TabletopReturn-v0", TASK, 1, horizon)
     env.reset(seed=0)
     ends = [env.step(np.zeros(4, np.float32))[2:4] for _ in range(horizon)]
     assert ends == [(False, False)] * (horizon - 1) + [(False, True)]

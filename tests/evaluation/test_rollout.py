@@ -46,6 +46,19 @@ def test_an_episode_that_ends_early_rests_and_changes_no_other():
     assert 1 in model.batch_sizes
 
 
+def test_episodes_have_the_models_pictures_whatever_the_camera_shows():
+    class LargeEnv(PointMassEnv):
+        def render(self):
+            return super().render().repeat(2, axis=0).repeat(2, axis=1)
+
+    model = PointMassWorldModel()
+    env = ImaginationWrapper(LargeEnv(num_steps=9), model)
+    policy = PlanningPolicy(env, VideoPlanner(PointMassInverseDynamics()))
+    (episode,) = play_side_by_side([policy], [3])
+    assert episode.frames.shape == (10, model.config.image_size, model.config.image_size, 3)
+    assert policy.plans[0].plan.frames[0].shape == episode.frames[0].shape
+
+
 @pytest.mark.parametrize(("num_envs", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (8, [5])])
 def test_tasks_are_handed_over_in_groups(num_envs, sizes):
     class Doubler:

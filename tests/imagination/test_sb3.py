@@ -82,8 +82,11 @@ def test_other_autoreset_modes_are_refused():
             SB3VecEnv(point_mass(mode))
 
 
-def test_pictures_and_instructions_are_encoded_before_and_after_an_episodes_end():
+@pytest.mark.parametrize("is_monitored", [False, True])
+def test_pictures_and_instructions_are_encoded_before_and_after_an_episodes_end(is_monitored):
     pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.vec_env import VecMonitor
+
     from sfvgen_planner.imagination.sb3 import EncodedVecEnv, SB3VecEnv
 
     real, names = EnvStarts(PointMassEnv()), itertools.cycle(DIRECTIONS)
@@ -96,7 +99,9 @@ def test_pictures_and_instructions_are_encoded_before_and_after_an_episodes_end(
         WorldModelVectorEnv(model, starts, 2, horizon=3, autoreset_mode=AutoresetMode.SAME_STEP)
     )
     plain.seed(3)
-    envs = EncodedVecEnv(plain, ObservationEncoder(model))
+    # SB3's wrappers keep to themselves what environments told at their reset.
+    inner = VecMonitor(plain) if is_monitored else plain
+    envs = EncodedVecEnv(inner, ObservationEncoder(model))
     seen = []
     step = plain.step_wait
 

@@ -303,6 +303,7 @@ def test_what_is_not_trusted_is_no_success():
     [
         (np.zeros((2, 3)), r"shape \(2, 2\)"),
         (np.zeros(2), r"shape \(2, 2\)"),
+        ([[0, 0], [0]], r"\(2, 2\) numbers"),
         (np.array([[0, 0], [np.nan, 0]]), "finite.* environment 1"),
         (np.array([[1.5, 0], [0, 0]]), "between.* environment 0"),
     ],

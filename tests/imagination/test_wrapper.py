@@ -155,6 +155,8 @@ def test_all_candidates_are_one_call():
         ({"actions": np.zeros((0, 8, 2))}, r"\(T, A\)"),
         ({"actions": np.zeros((2, 8, 2)), "num_samples": 2}, "num_samples"),
         ({"num_samples": 0}, "num_samples"),
+        ({"actions": "right"}, "must be numbers"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(wrapper, arguments, message):
@@ -321,6 +323,18 @@ def test_a_horizon_beyond_what_is_trusted_is_refused_before_any_work(max_frames,
     assert usual.latents.shape[2] == (10 if limit == 10 else 8)
     with pytest.raises(SfvgenError, match="max_frames must be at least 1"):
         ImaginationWrapper(PointMassEnv(), model, max_frames=0)
+
+
+def test_each_imagines_as_far_as_it_is_trusted():
+    model = PointMassWorldModel()
+    envs = [ImaginationWrapper(PointMassEnv(), model, max_frames=m) for m in (4, None, 4)]
+    for env in envs:
+        env.reset(seed=0)
+    together = imagine_batch(envs, instructions=["right"] * 3, seeds=[1, 2, 3])
+    assert [own.num_frames for own in together] == [4, 8, 4]
+    for env, own, seed in zip(envs, together, (1, 2, 3), strict=True):
+        alone = env.imagine(instruction="right", seed=seed)
+        assert np.array_equal(own.frames, alone.frames)
 
 
 def test_samples_disagree_by_what_the_model_does_not_know():

@@ -144,6 +144,8 @@ def test_solvers_refuse_misfits(solver):
         solver.solve(lambda a: a.sum((1, 2)), BOUNDED, 3, initial_mean=torch.zeros(2, 2))
     with pytest.raises(SfvgenError, match="one cost for each"):
         solver.solve(lambda a: a.sum(2), BOUNDED, 3)
+    with pytest.raises(SfvgenError, match="seed must be at least 0, got -1"):
+        solver.solve(lambda a: a.sum((1, 2)), BOUNDED, 3, seed=-1)
     with pytest.raises(SfvgenError, match="shape"):
         solver.solve(lambda a: a.sum((1, 2)), gym.spaces.Box(-1, 1, (2, 2)), 3)
 

@@ -144,6 +144,16 @@ def test_a_changed_goal_and_a_new_episode_are_split_anew(imagination):
     assert not policy.records
 
 
+def test_two_frames_are_judged_however_few_the_model_sees(imagination, monkeypatch):
+    one = property(lambda self: self.live_episode.last_frames(1))
+    monkeypatch.setattr(ImaginationWrapper, "past_frames", one)  # As under some memories.
+    seen = []
+    for _ in range(2):
+        put(imagination, 0.95)
+        seen.append(SEEN(imagination, "right"))
+    assert seen == [False, True]
+
+
 def test_a_fixed_goal_takes_the_place_of_the_instruction(imagination):
     policy = SubgoalPolicy(planning(imagination), CORNER, SEEN, goal=GOAL)
     policy.act(None, "left")

@@ -214,6 +214,7 @@ def test_encode_and_decode_are_each_other_s_scaling(model, past):
         ({"instruction": "left", "guidance_scale": np.inf}, "guidance_scale"),
         ({"output_type": "pil"}, "output_type"),
         ({"instruction": ["a", "b"]}, "1 instructions"),
+        ({"instruction": 3}, "a text or None, got 3"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(model, change, words):

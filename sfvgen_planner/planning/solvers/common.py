@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import SfvgenError, require, require_count
+from sfvgen_planner.errors import SfvgenError, check_seed, require, require_count
 
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 """Costs ``(N,)`` of candidates ``(N, T, A)`` in env units; within one ``solve`` it must give the
@@ -152,6 +152,7 @@ class Bounds:
         shape = (num_envs, *self.low.shape)
         if initial_means is None:
             return self.middle.expand(shape).clone()
+        initial_means = torch.as_tensor(initial_means)
         require(
             tuple(initial_means.shape) == shape,
             f"initial_mean must have the shape {shape[1:]} for each of {num_envs} environments, "
@@ -277,6 +278,7 @@ def make_generators(seeds: Sequence[int | None]) -> list[torch.Generator]:
     """One generator on the CPU for each environment; without a seed, every one differs."""
     generators = [torch.Generator() for _ in seeds]
     for generator, seed in zip(generators, seeds, strict=True):
+        check_seed(seed)
         if seed is None:
             generator.seed()
         else:
