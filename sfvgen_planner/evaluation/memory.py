@@ -43,7 +43,8 @@ def measure_open_loop(config: MemoryConfig) -> Iterator[Figure]:
     """
     variants = config.offered
     model = load_world_model(config.model).to(config.device)
-    for trials, memories, fields in trial_groups(model, config, config.num_open_loop_episodes):
+    groups = trial_groups(model, config, config.num_open_loop_episodes, variants.values())
+    for trials, memories, fields in groups:
         values: dict[str, Values] = {}
         num_memories = min(config.batch_size, len(trials))
         for name, variant in variants.items():

@@ -77,7 +77,8 @@ def measure_across_episodes(config: MemoryConfig) -> Iterator[Figure]:
         return
     model, variant = load_world_model(config.model).to(config.device), config.offered[OURS]
     of_first = replace(config, recalls=(RECALL,))
-    for trials, memories, fields in trial_groups(model, of_first, config.num_open_loop_episodes):
+    groups = trial_groups(model, of_first, config.num_open_loop_episodes, [variant])
+    for trials, memories, fields in groups:
         plain = _imagined(model, trials, None, None, config, description(REFERENCE, fields))
         yield from trial_figures(plain, trials, config, variant=REFERENCE, **fields)
         num_memories = min(config.batch_size, len(trials))

@@ -71,7 +71,8 @@ def measure_closed_loop(config: MemoryConfig) -> Iterator[Figure]:
     if not variants:
         return
     model = load_world_model(config.model)
-    for trials, _, fields in trial_groups(model, config, config.num_closed_loop_episodes):
+    groups = trial_groups(model, config, config.num_closed_loop_episodes, variants.values())
+    for trials, _, fields in groups:
         distances: dict[str, np.ndarray] = {}
         for name, variant in variants.items():
             values = _returns(name, variant, config.model, trials, config, fields)

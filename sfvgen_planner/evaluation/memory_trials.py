@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from sfvgen_planner.errors import require
 from sfvgen_planner.evaluation.chunks import place_error_px
 from sfvgen_planner.evaluation.measure import HELD_OUT_SEED
 from sfvgen_planner.evaluation.memory_config import MemoryConfig
-from sfvgen_planner.evaluation.memory_variants import VARIANTS, State, TrialMemories, Variant
+from sfvgen_planner.evaluation.memory_variants import State, TrialMemories, Variant
 from sfvgen_planner.evaluation.results import Figure
 from sfvgen_planner.evaluation.return_trials import NUM_CUBES, ReturnTrial, draw_trials
 from sfvgen_planner.evaluation.tabletop import locate_cube
@@ -27,16 +27,24 @@ Values = Mapping[str, tuple[np.ndarray, str]]
 
 
 def trial_groups(
-    model: VideoWorldModel, config: MemoryConfig, num_episodes: int
+    model: VideoWorldModel,
+    config: MemoryConfig,
+    num_episodes: int,
+    variants: Iterable[Variant],
 ) -> Iterator[tuple[list[ReturnTrial], TrialMemories, dict[str, Any]]]:
     """The trials of each recall and horizon, their memories, and what tells their figures apart.
+
+    Args:
+        model: that is measured.
+        config: recalls and horizons.
+        num_episodes: trials of each.
+        variants: that are measured on them.
 
     Raises:
         SfvgenError: a variant remembers another trial, but there is only one.
     """
-    names = config.variants or VARIANTS
     require(
-        num_episodes > 1 or not any(VARIANTS[name].of_other_episode for name in names),
+        num_episodes > 1 or not any(variant.of_other_episode for variant in variants),
         "the memory of another episode needs at least 2 episodes: ask for more, or name other "
         "variants",
     )

@@ -180,9 +180,9 @@ def test_a_control_gets_the_memory_of_another_trial(trials, tiny_checkpoint, qui
 
 
 def test_a_control_needs_two_trials_before_anything_is_played():
-    config = MemoryConfig(variants=("none", "other_episode"))
+    variants = [VARIANTS[name] for name in ("none", "other_episode")]
     with pytest.raises(SfvgenError, match="name other variants"):
-        next(memory_trials.trial_groups(tiny_tabletop(), config, 1))
+        next(memory_trials.trial_groups(tiny_tabletop(), MemoryConfig(), 1, variants))
 
 
 def test_ours_needs_a_checkpoint_that_was_trained_with_it(
