@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 
 from sfvgen_planner.bounds import tolerance
 from sfvgen_planner.errors import SfvgenError, require, require_count
+from sfvgen_planner.imagination.actions import action_array
 from sfvgen_planner.imagination.infos import masked_info
 from sfvgen_planner.imagination.memory_lives import Life, begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import disagreement
@@ -437,11 +438,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _checked_actions(self, actions: np.ndarray, mask: np.ndarray) -> torch.Tensor:
         """Actions ``(N, A)`` float32; those outside the mask are not looked at."""
         shape = self.action_space.shape
-        try:
-            values = np.array(actions, np.float32)
-        except (ValueError, TypeError, RuntimeError) as error:
-            # Words, ragged lists, or a tensor that still has a gradient or is on a GPU.
-            raise SfvgenError(f"actions must be {shape} numbers, got {actions!r}") from error
+        values = action_array(actions, f"actions must be {shape} numbers").copy()
         require(values.shape == shape, f"actions must have the shape {shape}, got {values.shape}")
         space = self.single_action_space
         assert isinstance(space, gym.spaces.Box)
