@@ -135,6 +135,16 @@ def test_settings_that_count_are_whole_numbers():
 
 
 @pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
+def test_a_start_may_be_a_numpy_array(solver):
+    start = np.full((3, 1), 0.25, np.float32)
+    found = [
+        solver.solve(lambda a: (a - 0.7).square().sum((1, 2)), BOUNDED, 3, 0, initial_mean=mean)
+        for mean in (start, torch.from_numpy(start))
+    ]
+    assert torch.equal(found[0].actions, found[1].actions)
+
+
+@pytest.mark.parametrize("solver", [*QUICK, RandomShooting()], ids=name)
 def test_solvers_refuse_misfits(solver):
     with pytest.raises(SfvgenError, match=r"horizon must be a whole number, got 1\.5"):
         solver.solve(lambda a: a.sum((1, 2)), BOUNDED, 1.5)
