@@ -1,6 +1,6 @@
 """How well planners do the whole task: every method on the same episodes, memory on and off.
 
-On one CPU core, 200 episodes of each of the 4 levels take about 4 hours with ``video_plan`` and 50
+On one CPU core, 200 episodes of each of the 4 levels take about 4 hours with ``video_plan`` and 20
 with ``mpc_cem`` or ``mpc_mppi``, 7 more with the paper's memory, 8 with ``mpc_simulator`` and a
 quarter with ``expert`` or ``random``; those with the world model want a GPU and many episodes side
 by side, many workers, or few episodes.
@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sfvgen_policies import Policy, make_policy
 
 from sfvgen_planner.data.environment import make_env
@@ -56,7 +57,7 @@ from sfvgen_planner.world_model import load_world_model
 LEVELS = (1, 2, 3, 4)
 RECALL = "first"
 VIDEO = VideoPlanConfig()
-SEARCH = MPCConfig(action_block=1, num_inference_steps=1)
+SEARCH = MPCConfig(action_block=1)
 SIMULATOR_SEARCH = SearchConfig(action_block=2)
 
 
@@ -69,12 +70,13 @@ class PlanningConfig(EvaluationConfig):
         methods: names of `METHODS`; all by default.
         levels: of the environment.
         num_candidates: action sequences in each iteration of a search in the world model.
-        num_simulator_candidates: likewise in the simulator.
-        num_iterations: of a search.
-        initial_std: of a search in the world model, around the actions read off the video.
+        num_iterations: of a search in the world model.
+        initial_std: likewise, around the actions read off the video.
         temperature: of MPPI, in units of the distance to the goal image.
         num_executed_steps: of a plan that was searched in the world model; where it was searched
             in the simulator, it is one block.
+        num_simulator_candidates: action sequences in each iteration of a search in the simulator.
+        num_simulator_iterations: of a search in the simulator.
     """
 
     env_id = ENV_ID
@@ -82,11 +84,12 @@ class PlanningConfig(EvaluationConfig):
     methods: tuple[str, ...] = ()
     levels: tuple[int, ...] = LEVELS
     num_candidates: int = 16
-    num_simulator_candidates: int = 48
-    num_iterations: int = 4
-    initial_std: float = 0.1
+    num_iterations: int = 2
+    initial_std: float = 0.05
     temperature: float = 0.05
-    num_executed_steps: int = 4
+    num_executed_steps: int = 8
+    num_simulator_candidates: int = 48
+    num_simulator_iterations: int = 4
 
     def __post_init__(self) -> None:
         check_num_candidates(self.num_candidates, self.num_simulator_candidates)
@@ -194,6 +197,8 @@ class _MethodPlayer:
 
     def _open(self) -> _Opened:
         config, stack = self._config, ExitStack()
+        # On a GPU; convolutions there have this precision anyway.
+        torch.backends.cuda.matmul.allow_tf32 = True
         # Loaded anew, because a model has one memory at a time.
         model = load_world_model(config.model).to(config.device)
         variant = VARIANTS[OURS if self._memory else REFERENCE]
@@ -245,7 +250,7 @@ def _mpc_mppi(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> lis
 
 
 def _mpc_simulator(envs: Sequence[ImaginationWrapper], config: PlanningConfig) -> list[Policy]:
-    solver = sized_cem(config.num_simulator_candidates, config.num_iterations)
+    solver = sized_cem(config.num_simulator_candidates, config.num_simulator_iterations)
     planner = SimulatorPlanner(way_to_go_m, solver, SIMULATOR_SEARCH)
     return [
         PlanningPolicy(env, planner, PolicyConfig(SIMULATOR_SEARCH.action_block)) for env in envs
@@ -263,7 +268,7 @@ def _mpc_settings(config: PlanningConfig) -> dict[str, Any]:
 
 def _simulator_settings(config: PlanningConfig) -> dict[str, Any]:
     sizes = {"num_candidates": config.num_simulator_candidates}
-    return sizes | {"num_iterations": config.num_iterations}
+    return sizes | {"num_iterations": config.num_simulator_iterations}
 
 
 METHODS = {

@@ -1,6 +1,7 @@
 """The planning evaluation on sizes of nothing, and its cost against the simulator."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -179,16 +180,25 @@ def test_searches_have_the_size_that_is_asked_for(config, short, method, monkeyp
         "plans_per_second",
         lambda policy: plans.extend(policy.plans) or measured(policy),
     )
-    config = replace(config, num_iterations=2, num_simulator_candidates=5, num_planned_episodes=1)
+    in_simulator = method == "mpc_simulator"
+    config = replace(
+        config,
+        num_planned_episodes=1,
+        num_iterations=2,
+        num_executed_steps=4,
+        num_simulator_candidates=5,
+        num_simulator_iterations=3,
+    )
     values = evaluation._values(method, 1, False, config)
     assert values["success_rate"].shape == (1,)
-    num_candidates = METHODS[method].settings(config)["num_candidates"]
-    assert num_candidates == (5 if method == "mpc_simulator" else 2)
+    settings = METHODS[method].settings(config)
+    sizes = (settings["num_candidates"], settings["num_iterations"])
+    assert sizes == ((5, 3) if in_simulator else (2, 2))
     counts = {record.plan.diagnostics["num_evaluations"] for record in plans}
-    assert counts == {2 * num_candidates}
+    assert counts == {math.prod(sizes)}
     # The first instruction has 9 steps; then it is planned anew.
     steps = [record.step for record in plans]
-    assert steps[: steps.index(9)] == ([0, 2, 4, 6, 8] if num_candidates == 5 else [0, 4, 8])
+    assert steps[: steps.index(9)] == ([0, 2, 4, 6, 8] if in_simulator else [0, 4, 8])
 
 
 def test_the_way_to_go_shrinks_to_nothing_while_the_expert_works():
