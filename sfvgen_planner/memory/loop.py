@@ -9,7 +9,7 @@ from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError, require
-from sfvgen_planner.files import prepare_folder, writing_errors
+from sfvgen_planner.files import writing_errors
 from sfvgen_planner.memory.adapter import Adapters
 from sfvgen_planner.memory.adapter_files import SavedAdapter, trained_adapter, write_adapter
 from sfvgen_planner.memory.config import MemoryConfig
@@ -26,7 +26,7 @@ from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
 from sfvgen_planner.world_model.models import load_models, save_checkpoint
-from sfvgen_planner.world_model.run_record import check_run, run_record, write_run
+from sfvgen_planner.world_model.run_record import run_record, running_alone, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
 from sfvgen_planner.world_model.stages import HELD_OUT_EVERY
@@ -61,65 +61,66 @@ def slow_fast_loop(
     check_model(models.world_model, store)
     warn_of_other_data(recipe.data, store)
     record = run_record(recipe, store, init_from)
-    check_run(out, record, init_from)
-    prepare_folder(out)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
-    require(
-        not (
-            is_sharding(accelerator)
-            and any(stage.stored_batches or stage.second_order_writes for stage in recipe.stages)
-        ),
-        f"the stored_batches and second_order_writes of the recipe {recipe.name} need a whole "
-        "model; train with DDP, or leave them out",
-    )
-    model = models.world_model.to(accelerator.device)
-    count_data(model, store, known_episodes)
-    table = FrameTable.from_store(store, accelerator.device)
-    held_out = None
-    if recipe.eval_every:
-        table, held_out = table.split(HELD_OUT_EVERY)
-        held_out = held_out.encoded(model)
-    table = table.encoded(model)
-    config = recipe.memory_config
-    adapters = None if config is None else _attach(model, recipe, config, init_from)
-    if recipe.compile and accelerator.device.type == "cuda":
-        # Writes, judged and ordinary windows have a graph each, and more in a further stage.
-        torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
-        model.unet.compile(dynamic=False)
-    if accelerator.is_main_process:
-        write_run(out, record)
-    for index, stage in enumerate(recipe.stages):
-        batches = LoopBatches(table, model, recipe, stage)
-        objective: nn.Module
-        draw_batch: DrawBatch
-        evaluation = None
-        if adapters is None:
-            objective = ContextObjective(model)
-            draw_batch = ContextBatches(batches, CONTEXTS[recipe.context])
-        else:
-            objective, draw_batch = _with_memory(
-                model, adapters, recipe, stage, batches, accelerator
-            )
-            if held_out is not None:
-                measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
-                evaluation = Evaluation(recipe.eval_every, measure)
-        train(
-            objective,
-            draw_batch,
-            stage.optimisation,
-            out / f"stage_{index}",
-            accelerator,
-            recipe.seed + index,
-            f"slow-fast loop {index + 1} of {len(recipe.stages)}",
-            evaluation,
+    with running_alone(out, record, init_from, accelerator.is_main_process):
+        require(
+            not (
+                is_sharding(accelerator)
+                and any(
+                    stage.stored_batches or stage.second_order_writes for stage in recipe.stages
+                )
+            ),
+            f"the stored_batches and second_order_writes of the recipe {recipe.name} need a whole "
+            "model; train with DDP, or leave them out",
         )
-    final = out / FINAL_FOLDER
-    if accelerator.is_main_process:
-        write_more = None if adapters is None else _detached(adapters)
-        with writing_errors(final):
-            save_checkpoint(models, final, write_more)
-    accelerator.wait_for_everyone()
-    return final
+        model = models.world_model.to(accelerator.device)
+        count_data(model, store, known_episodes)
+        table = FrameTable.from_store(store, accelerator.device)
+        held_out = None
+        if recipe.eval_every:
+            table, held_out = table.split(HELD_OUT_EVERY)
+            held_out = held_out.encoded(model)
+        table = table.encoded(model)
+        config = recipe.memory_config
+        adapters = None if config is None else _attach(model, recipe, config, init_from)
+        if recipe.compile and accelerator.device.type == "cuda":
+            # Writes, judged and ordinary windows have a graph each, and more in a further stage.
+            torch._dynamo.config.recompile_limit = 8 * len(recipe.stages)
+            model.unet.compile(dynamic=False)
+        if accelerator.is_main_process:
+            write_run(out, record)
+        for index, stage in enumerate(recipe.stages):
+            batches = LoopBatches(table, model, recipe, stage)
+            objective: nn.Module
+            draw_batch: DrawBatch
+            evaluation = None
+            if adapters is None:
+                objective = ContextObjective(model)
+                draw_batch = ContextBatches(batches, CONTEXTS[recipe.context])
+            else:
+                objective, draw_batch = _with_memory(
+                    model, adapters, recipe, stage, batches, accelerator
+                )
+                if held_out is not None:
+                    measure = loop_metrics(objective, LoopBatches(held_out, model, recipe, stage))
+                    evaluation = Evaluation(recipe.eval_every, measure)
+            train(
+                objective,
+                draw_batch,
+                stage.optimisation,
+                out / f"stage_{index}",
+                accelerator,
+                recipe.seed + index,
+                f"slow-fast loop {index + 1} of {len(recipe.stages)}",
+                evaluation,
+            )
+        final = out / FINAL_FOLDER
+        if accelerator.is_main_process:
+            write_more = None if adapters is None else _detached(adapters)
+            with writing_errors(final):
+                save_checkpoint(models, final, write_more)
+        accelerator.wait_for_everyone()
+        return final
 
 
 def _detached(adapters: Adapters) -> Callable[[Path], None]:

@@ -5,16 +5,14 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfvgen_planner.files import lock, write_text, writing_errors
+from sfvgen_planner.files import write_text
 
 logger = logging.getLogger(__name__)
-
-_LOCK_FILE = "training.lock"
 
 Metrics = Mapping[str, float | NDArray[np.uint8]]
 """Numbers, and images `(height, width, 3)`, by name."""
@@ -25,8 +23,7 @@ class MetricsLog:
 
     Where tensorboard is installed, the same numbers go to TensorBoard events in the same folder,
     and images too, which JSON has no place for.
-    Whatever was written is on the disk when `write` returns. One process at a time has the log of a
-    folder, and so trains in it.
+    Whatever was written is on the disk when `write` returns.
     """
 
     def __init__(self, folder: Path, step: int, enabled: bool = True) -> None:
@@ -37,19 +34,12 @@ class MetricsLog:
             step: The step that training goes on from; whatever an interrupted run wrote of later
                 steps is dropped, as is a line that it left half-written.
             enabled: False on all processes but the main one: nothing is touched.
-
-        Raises:
-            SfvgenError: Another run has the log.
         """
         self._path = folder / "metrics.jsonl"
         self._enabled = enabled
         self._events: Any = None
-        self._lock: IO[str] | None = None
         if not enabled:
             return
-        with writing_errors(folder):
-            self._lock = (folder / _LOCK_FILE).open("a")
-        lock(self._lock, f"another run is training in {folder}; wait for it, or stop it first")
         if self._path.exists():
             write_text(
                 self._path, "".join(_lines_until(step, self._path.read_text(errors="replace")))
@@ -86,11 +76,9 @@ class MetricsLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the events, and leave the folder to others."""
+        """Close the events."""
         if self._events is not None:
             self._events.close()
-        if self._lock is not None:
-            self._lock.close()
 
 
 def _lines_until(step: int, text: str) -> list[str]:

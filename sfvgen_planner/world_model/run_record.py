@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from pydantic import BaseModel
 
 from sfvgen_planner.data import EpisodeStore
 from sfvgen_planner.errors import SfvgenError
-from sfvgen_planner.files import write_json
+from sfvgen_planner.files import lock, prepare_folder, write_json, writing_errors
 from sfvgen_planner.world_model.checkpoint import FINAL_FOLDER, MANIFEST
 from sfvgen_planner.world_model.training_checkpoints import begun_stages
 
 RUN_FILE = "run.json"
+_LOCK_FILE = "training.lock"
 _MAY_DIFFER = re.compile(
     # Not trained on; the store itself is compared.
     r"name|data\..*"
@@ -61,33 +63,56 @@ def recipe_settings(recipe: BaseModel) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not _MAY_DIFFER.fullmatch(key)}
 
 
-def check_run(out: Path, record: dict[str, Any], init_from: Path | None) -> None:
-    """Refuse to go on with what another run has left; checkpoints without a record pass.
+@contextmanager
+def running_alone(
+    out: Path, record: dict[str, Any], init_from: Path | None, is_main_process: bool
+) -> Iterator[None]:
+    """Let no other run into the folder, nor go on with what one has left there.
+
+    Checkpoints without a record pass.
 
     Args:
-        out: The run's folder; stages have their checkpoints in folders below it.
+        out: The run's folder, made where it is missing; stages have their checkpoints in folders
+            below it.
         record: What `run_record` gives for this run.
         init_from: The checkpoint folder that the run goes on from, if from any.
+        is_main_process: Whether this is the process that locks the folder for all of the run's.
 
     Raises:
-        SfvgenError: The folder is a model or a store, holds checkpoints of another run or something
-            else where the model is to go, or its record can't be read.
+        SfvgenError: The folder is a model or a store, can't be written, is one that another run
+            trains in, holds checkpoints of another run or something else where the model is to go,
+            or its record can't be read.
     """
+    _check_folder(out, init_from)
+    prepare_folder(out)
+    with ExitStack() as held:
+        if is_main_process:
+            with writing_errors(out):
+                file = held.enter_context((out / _LOCK_FILE).open("a"))
+            lock(file, f"another run is training in {out}; wait for it, or stop it first")
+        _check_record(out, record)
+        yield
+
+
+def _check_folder(out: Path, init_from: Path | None) -> None:
     for name, kind in _NO_RUNS.items():
         if (out / name).exists():
             raise SfvgenError(f"{out} is {kind}; give --out a folder of its own")
-    file, final = out / RUN_FILE, out / FINAL_FOLDER
-    has_checkpoints = bool(begun_stages(out))
+    final = out / FINAL_FOLDER
     if init_from is not None and final.exists() and final.samefile(init_from):
         raise SfvgenError(
             f"{final} is the model of --init-from, which this run would replace; give another --out"
         )
-    if final.exists() and not (file.is_file() or has_checkpoints):
+    if final.exists() and not ((out / RUN_FILE).is_file() or begun_stages(out)):
         raise SfvgenError(
             f"{final} is there already and was made by no run in {out}, which would replace it; "
             "give another --out"
         )
-    if not file.is_file() or not has_checkpoints:
+
+
+def _check_record(out: Path, record: dict[str, Any]) -> None:
+    file = out / RUN_FILE
+    if not file.is_file() or not begun_stages(out):
         return
     try:
         earlier = json.loads(file.read_text())

@@ -107,7 +107,7 @@ def test_the_loop_ends_in_a_checkpoint_whose_memory_is_ours(folder, looped):
 
 
 def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
-    folder, looped, tiny_checkpoint, monkeypatch
+    folder, looped, tiny_checkpoint, monkeypatch, capsys
 ):
     calls = 0
     draw = LoopBatches.__call__
@@ -115,6 +115,9 @@ def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
     def interrupted(self, generator):
         nonlocal calls
         calls += 1
+        if calls == 1:
+            assert loop(folder, tiny_checkpoint, "parts") == 2
+            assert "another run is training in" in capsys.readouterr().err
         if calls == 4:
             signal.raise_signal(signal.SIGINT)
         return draw(self, generator)

@@ -85,7 +85,7 @@ def test_without_tensorboard_the_json_lines_are_written_and_it_is_told(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.INFO):
         write(tmp_path, 0, (5, {"loss": 1.5}))
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl", "training.lock"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert "tensorboard is not installed" in caplog.text
 
 

@@ -4,7 +4,12 @@ import json
 import shutil
 
 from sfvgen_planner.cli.main import main
+from sfvgen_planner.world_model.stages import Stages
 from tests.training_recipes import RECIPE
+
+FEW = [
+    f"{stage}.optimisation.steps=1" for stage in ("autoencoder", "world_model", "inverse_dynamics")
+]
 
 
 def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
@@ -12,13 +17,11 @@ def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
         arguments = ["--recipe", f"{store}/recipe.yaml", "--data", str(data), "--out"]
         return main(["train", *arguments, f"{tmp_path}/run", "--set", *changes])
 
-    few = [f"{stage}.optimisation.steps=1" for stage in ("autoencoder", "inverse_dynamics")]
-    few.append("world_model.optimisation.steps=1")
     optimisation = "world_model.optimisation"
-    assert run(*few) == 0
+    assert run(*FEW) == 0
     record = (tmp_path / "run/run.json").read_text()
     # What a run may be gone on with.
-    longer = [*few, f"{optimisation}.steps=2", f"{optimisation}.learning_rate=0.0005", "name=other"]
+    longer = [*FEW, f"{optimisation}.steps=2", f"{optimisation}.learning_rate=0.0005", "name=other"]
     assert run(*longer, f"{optimisation}.checkpoint_every=1") == 0
     assert (tmp_path / "run/run.json").read_text() == record
     (tmp_path / "other.yaml").write_text(RECIPE.replace("episodes: 3", "episodes: 1"))
@@ -51,11 +54,9 @@ def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
 
 def test_nothing_is_replaced_but_what_the_run_itself_made(store, tmp_path, capsys):
     def run(out, *more):
-        few = [f"{s}.optimisation.steps=1" for s in ("autoencoder", "world_model")]
-        few.append("inverse_dynamics.optimisation.steps=1")
         arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
         # Given twice, both count.
-        changes = ["--set", *few[:1], "--set", *few[1:]]
+        changes = ["--set", *FEW[:1], "--set", *FEW[1:]]
         return main(["train", *arguments, *changes, "--out", str(out), *more])
 
     own = tmp_path / "project/model/network.py"
@@ -73,12 +74,34 @@ def test_nothing_is_replaced_but_what_the_run_itself_made(store, tmp_path, capsy
     assert (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
+def test_a_run_that_another_one_meets_in_its_folder_goes_on_as_it_began(
+    store, tmp_path, capsys, monkeypatch
+):
+    def run(*changes):
+        arguments = ["--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+        return main(["train", *arguments, "--out", f"{tmp_path}/run", "--set", *FEW, *changes])
+
+    train = Stages.train_autoencoder
+
+    def met(stages, recipe):
+        # Nothing is trained yet.
+        before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        assert run("seed=1") == 2
+        assert "another run is training in" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+        train(stages, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "train_autoencoder", met)
+        assert run() == 0
+    assert run() == 0
+
+
 def test_data_of_another_environment_are_told(store, tmp_path, caplog):
     recipe = tmp_path / "other.yaml"
     text = (store / "recipe.yaml").read_text()
     recipe.write_text(text.replace("sfvgen/TabletopReturn-v0", "sfvgen/MetaWorld-v0"))
     assert text != recipe.read_text()
-    few = [f"{s}.optimisation.steps=1" for s in ("autoencoder", "world_model", "inverse_dynamics")]
     arguments = ["--recipe", str(recipe), "--data", f"{store}/data", "--out", f"{tmp_path}/run"]
-    assert main(["train", *arguments, "--set", *few]) == 0
+    assert main(["train", *arguments, "--set", *FEW]) == 0
     assert "the recipe's data are of sfvgen/MetaWorld-v0" in caplog.text

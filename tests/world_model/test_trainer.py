@@ -111,18 +111,6 @@ def test_half_written_checkpoint_is_ignored(tmp_path):
     assert torch.equal(whole.layer.weight, resumed.layer.weight)
 
 
-def test_two_runs_do_not_train_in_one_folder(tmp_path):
-    def meanwhile(generator):
-        with pytest.raises(SfvgenError, match="another run is training in"):
-            run(tmp_path / "one")
-        return draw(generator)
-
-    settings = optimisation(steps=2)
-    both = run(tmp_path / "one", settings, draw_batch=meanwhile)
-    alone = run(tmp_path / "two", settings)
-    assert torch.equal(both.layer.weight, alone.layer.weight)
-
-
 def test_what_only_looks_like_a_checkpoint_is_none_and_is_kept(tmp_path):
     run(tmp_path, optimisation(steps=20))
     shutil.copytree(tmp_path / "checkpoint-00000010", tmp_path / "checkpoint-backup")
