@@ -196,15 +196,17 @@ def train(
                 with writing_errors(folder):
                     log.write(step, metrics)
             due = step % optimisation.checkpoint_every == 0 or is_last
-            stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0 or is_last)
+            stopping = _is_stopping(stop, accelerator, step % STOP_EVERY == 0)
             if due or stopping:
                 # A checkpoint is there to go on from.
                 _finite_means(recent, accelerator, step, description)
                 checkpoints.save(step, optimisation)
             if stopping:
-                # A launcher ends all processes as soon as one has left.
-                accelerator.wait_for_everyone()
-                raise KeyboardInterrupt(f"{description} stopped at step {step}")
+                break
+    # All are asked once more: it may have come while the last checkpoint was written, and a
+    # launcher ends all processes as soon as one has left.
+    if _is_stopping(stop, accelerator, ask_others=True):
+        raise KeyboardInterrupt(f"{description} stopped at step {step}")
     ema.copy_to(local)
     whole.restore()
     module.eval()

@@ -15,6 +15,7 @@ from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import training_checkpoints
 from sfvgen_planner.world_model.recipe import Optimisation
 from sfvgen_planner.world_model.trainer import Evaluation, learning_rate_factor, train
+from sfvgen_planner.world_model.training_checkpoints import TrainingCheckpoints
 from tests.processes import run_on_two_processes
 
 
@@ -77,10 +78,37 @@ def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name])
 
 
+def interrupt_in_checkpoint(patch, step):
+    """Ctrl-C comes while the checkpoint of this step is written."""
+    save = TrainingCheckpoints.save
+
+    def interrupted(checkpoints, at, settings):
+        if at == step:
+            signal.raise_signal(signal.SIGINT)
+        save(checkpoints, at, settings)
+
+    patch.setattr(TrainingCheckpoints, "save", interrupted)
+
+
+@pytest.mark.parametrize("step", [10, 40])
+def test_an_interrupt_within_a_checkpoint_stops_the_run(tmp_path, monkeypatch, step):
+    """At the next step, or after the last one."""
+    interrupt_in_checkpoint(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    newest = max(path.name for path in tmp_path.glob("checkpoint*"))
+    assert newest == f"checkpoint-{min(step + 1, 40):08d}"
+
+
 def train_until_one_is_interrupted(folder):
     torch.set_num_threads(1)
     process, calls = Accelerator(cpu=True, mixed_precision="no"), Counter()
     assert process.num_processes == 2
+    with pytest.MonkeyPatch.context() as patch:
+        if process.process_index == 1:
+            interrupt_in_checkpoint(patch, step=3)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder / "last", optimisation(steps=3))
 
     def interrupted(generator):
         calls["draw"] += 1
