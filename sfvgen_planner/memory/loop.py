@@ -26,7 +26,7 @@ from sfvgen_planner.world_model.draw_batch import DrawBatch
 from sfvgen_planner.world_model.frame_table import FrameTable
 from sfvgen_planner.world_model.metrics_log import Metrics
 from sfvgen_planner.world_model.models import load_models, save_checkpoint
-from sfvgen_planner.world_model.run_record import run_record, running_alone, write_run
+from sfvgen_planner.world_model.run_record import is_finished, run_record, running_alone, write_run
 from sfvgen_planner.world_model.sharding import is_sharding
 from sfvgen_planner.world_model.slow_learning import mean_error
 from sfvgen_planner.world_model.stages import HELD_OUT_EVERY
@@ -38,6 +38,8 @@ def slow_fast_loop(
     recipe: LoopRecipe, data: Path, out: Path, init_from: Path, known_episodes: int = 0
 ) -> Path:
     """Run the recipe's stages one after another; resume whatever `out` holds already.
+
+    A run that has ended in its model leaves it as it is.
 
     Args:
         recipe: The memory, its curriculum and the optimisation.
@@ -62,7 +64,10 @@ def slow_fast_loop(
     warn_of_other_data(recipe.data, store)
     record = run_record(recipe, store, init_from)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
+    final = out / FINAL_FOLDER
     with running_alone(out, record, init_from, accelerator.is_main_process):
+        if is_finished(out, record):
+            return final
         require(
             not (
                 is_sharding(accelerator)
@@ -114,11 +119,11 @@ def slow_fast_loop(
                 f"slow-fast loop {index + 1} of {len(recipe.stages)}",
                 evaluation,
             )
-        final = out / FINAL_FOLDER
         if accelerator.is_main_process:
             write_more = None if adapters is None else _detached(adapters)
             with writing_errors(final):
                 save_checkpoint(models, final, write_more)
+            write_run(out, record, finished=True)
         accelerator.wait_for_everyone()
         return final
 

@@ -48,6 +48,11 @@ def run_record(recipe: BaseModel, store: EpisodeStore, init_from: Path | None) -
     episodes = [store.spec.to_json(), *map(asdict, store.entries)]
     return {
         "recipe": recipe_settings(recipe),
+        "steps": {
+            key: value
+            for key, value in _leaves(recipe.model_dump(mode="json"))
+            if key.endswith("optimisation.steps")
+        },
         "data": hashlib.sha256(json.dumps(episodes, sort_keys=True).encode()).hexdigest(),
         "init_from": None if init_from is None else _identity(init_from),
     }
@@ -80,8 +85,8 @@ def running_alone(
 
     Raises:
         SfvgenError: The folder is a model or a store, can't be written, is one that another run
-            trains in, holds checkpoints of another run or something else where the model is to go,
-            or its record can't be read.
+            trains in, holds checkpoints or the model of another run or something else where the
+            model is to go, or its record can't be read.
     """
     _check_folder(out, init_from)
     prepare_folder(out)
@@ -112,7 +117,7 @@ def _check_folder(out: Path, init_from: Path | None) -> None:
 
 def _check_record(out: Path, record: dict[str, Any]) -> None:
     file = out / RUN_FILE
-    if not file.is_file() or not begun_stages(out):
+    if not file.is_file() or not (begun_stages(out) or (out / FINAL_FOLDER).exists()):
         return
     try:
         earlier = json.loads(file.read_text())
@@ -137,13 +142,26 @@ def _check_record(out: Path, record: dict[str, Any]) -> None:
         )
 
 
-def write_run(out: Path, record: dict[str, Any]) -> None:
+def write_run(out: Path, record: dict[str, Any], finished: bool = False) -> None:
     """Write the record into the run's folder.
+
+    Args:
+        out: The run's folder.
+        record: What `run_record` gives for this run.
+        finished: Whether its model is written.
 
     Raises:
         SfvgenError: It can't be written.
     """
-    write_json(out / RUN_FILE, record)
+    write_json(out / RUN_FILE, {**record, "finished": finished})
+
+
+def is_finished(out: Path, record: dict[str, Any]) -> bool:
+    """Whether this run has written its model already, after as many steps."""
+    file = out / RUN_FILE
+    if not (file.is_file() and (out / FINAL_FOLDER).is_dir()):
+        return False
+    return bool(json.loads(file.read_text()) == {**record, "finished": True})
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from sfvgen_planner.world_model.models import save_checkpoint
 from sfvgen_planner.world_model.new_models import Parts, build_models, load_parts
 from sfvgen_planner.world_model.outcome_learning import check_outcomes
 from sfvgen_planner.world_model.recipe import Recipe
-from sfvgen_planner.world_model.run_record import run_record, running_alone, write_run
+from sfvgen_planner.world_model.run_record import is_finished, run_record, running_alone, write_run
 from sfvgen_planner.world_model.stages import HELD_OUT_EVERY, Stages, check_latents_stay
 from sfvgen_planner.world_model.temporal_learning import check_pairs
 from sfvgen_planner.world_model.trainer import begin_training
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None = None) -> Path:
     """Train the recipe's stages one after another; resume whatever `out` holds already.
+
+    A run that has ended in its model leaves it as it is.
 
     Args:
         recipe: Sizes and optimisation of each stage.
@@ -62,7 +64,10 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
     warn_of_other_data(recipe.data, store)
     record = run_record(recipe, store, init_from)
     accelerator = begin_training(recipe.seed, recipe.mixed_precision)
+    final = out / FINAL_FOLDER
     with running_alone(out, record, init_from, accelerator.is_main_process):
+        if is_finished(out, record):
+            return final
         check_latents_stay(recipe.autoencoder, out)
         memory = None if init_from is None else init_from / MEMORY_FOLDER
         if memory is not None and not (memory.is_dir() and keeps_memory(recipe)):
@@ -110,10 +115,10 @@ def train_recipe(recipe: Recipe, data: Path, out: Path, init_from: Path | None =
             stages.train_outcome_head(recipe.outcome_head, store)
         if temporal is not None:
             stages.train_temporal_distance(temporal)
-        final = out / FINAL_FOLDER
         if accelerator.is_main_process:
             with writing_errors(final):
                 save_checkpoint(models, final, None if memory is None else _copied(memory))
+            write_run(out, record, finished=True)
         accelerator.wait_for_everyone()
         return final
 

@@ -128,6 +128,9 @@ def test_an_interrupted_loop_goes_on_as_if_it_had_not_been(
     assert loop(folder, tiny_checkpoint, "parts") == 0
     whole, parts = tensors(looped), tensors(folder / "parts/model")
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    (folder / "parts/model/README.md").write_text("my own words")
+    assert loop(folder, tiny_checkpoint, "parts") == 0
+    assert (folder / "parts/model/README.md").read_text() == "my own words"
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,16 @@ def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
         arguments = ["--recipe", f"{store}/recipe.yaml", "--data", str(data), "--out"]
         return main(["train", *arguments, f"{tmp_path}/run", "--set", *changes])
 
+    def recorded():
+        return json.loads((tmp_path / "run/run.json").read_text())["recipe"]
+
     optimisation = "world_model.optimisation"
     assert run(*FEW) == 0
-    record = (tmp_path / "run/run.json").read_text()
+    record = recorded()
     # What a run may be gone on with.
     longer = [*FEW, f"{optimisation}.steps=2", f"{optimisation}.learning_rate=0.0005", "name=other"]
     assert run(*longer, f"{optimisation}.checkpoint_every=1") == 0
-    assert (tmp_path / "run/run.json").read_text() == record
+    assert recorded() == record
     (tmp_path / "other.yaml").write_text(RECIPE.replace("episodes: 3", "episodes: 1"))
     collect = ["collect", "--recipe", f"{tmp_path}/other.yaml", "--out", f"{tmp_path}/data"]
     assert main(collect) == 0
@@ -40,13 +43,17 @@ def test_another_run_is_not_gone_on_with(store, tmp_path, capsys):
     # With held-out losses, other episodes are trained on.
     assert run(*longer, "world_model.eval_every=2") == 2
     assert "eval_every was unset and is now True" in capsys.readouterr().err
-    # A folder from before runs were recorded, and one that another run never got far in.
+    # A folder from before runs were recorded, one that has the model alone, and one that another
+    # run never got far in.
     (tmp_path / "run/run.json").unlink()
     assert run(*longer, "seed=1") == 0
     for stage in ("autoencoder", "world_model", "inverse_dynamics"):
         shutil.rmtree(tmp_path / "run" / stage)
+    assert run(*longer) == 2
+    assert "seed was 1 and is now unset" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run/model")
     assert run(*longer) == 0
-    assert (tmp_path / "run/run.json").read_text() == record
+    assert recorded() == record
     (tmp_path / "run/run.json").write_text("[]")
     assert run(*longer) == 2
     assert "run.json can't be read" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Recipes from the command line to a checkpoint folder."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -68,13 +69,34 @@ def test_sfvgen_train_ends_in_a_checkpoint_that_loads(store, finished):
 
 
 def test_a_finished_run_is_not_begun_anew(store, finished, monkeypatch):
-    """The same command again writes the model again, and encodes nothing."""
-    file = store / "run/model/unet/diffusion_pytorch_model.safetensors"
-    weights = file.read_bytes()
-    file.unlink()
+    """The same command again leaves the model as it is, or writes it again and encodes nothing."""
+    model = store / "run/model"
+    weights = (model / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    card = (model / "README.md").read_text()
+    (model / "README.md").write_text("my own words")
     monkeypatch.setattr(FrameTable, "encoded", None)
     assert main(finished) == 0
-    assert file.read_bytes() == weights
+    assert (model / "README.md").read_text() == "my own words"
+    shutil.rmtree(model)
+    assert main(finished) == 0
+    assert (model / "unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert (model / "README.md").read_text() == card
+
+
+def test_more_steps_replace_the_model_even_after_a_kill(store, finished, tmp_path, monkeypatch):
+    command = ["train", "--recipe", f"{store}/recipe.yaml", "--data", f"{store}/data"]
+    command += ["--out", str(shutil.copytree(store / "run", tmp_path / "run")), "--set"]
+    command += ["world_model.optimisation.steps=7"]
+    weights = tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    with monkeypatch.context() as patch:
+        # Killed after the last step, before the model is written.
+        patch.setattr("sfvgen_planner.world_model.training.save_checkpoint", None)
+        with pytest.raises(TypeError):
+            main(command)
+    assert weights.read_bytes() == before
+    assert main(command) == 0
+    assert weights.read_bytes() != before
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(store, tmp_path, monkeypatch, capsys):
