@@ -33,7 +33,13 @@ class _DamagedError(Exception):
     """A checkpoint's file can be read, but holds nothing that was written there."""
 
 
-_DAMAGE = (FileNotFoundError, json.JSONDecodeError, SafetensorError, _DamagedError)
+_DAMAGE = (
+    FileNotFoundError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    SafetensorError,
+    _DamagedError,
+)
 
 
 def found_checkpoints(folder: Path) -> list[Path]:
@@ -152,7 +158,7 @@ class TrainingCheckpoints:
     def _load(self, checkpoint: Path) -> int:
         """Load one checkpoint, all of its files or none; its step."""
         state = json.loads((checkpoint / "state.json").read_text())
-        if not isinstance(state, dict):
+        if not (isinstance(state, dict) and "step" in state):
             raise _DamagedError(f"state.json holds {state!r}")
         files = {
             name: load_file(checkpoint / f"{name}.safetensors")

@@ -152,10 +152,11 @@ def test_what_only_looks_like_a_checkpoint_is_none_and_is_kept(tmp_path):
     assert (tmp_path / "checkpoint-500/pytorch_model.bin").read_bytes() == b"another's"
 
 
-def test_a_checkpoint_whose_state_is_no_state_is_left_out(tmp_path, caplog):
+@pytest.mark.parametrize("state", [b"[]", b"{}", b'{"step": \xff}'])
+def test_a_checkpoint_whose_state_is_no_state_is_left_out(tmp_path, caplog, state):
     whole = run(tmp_path / "whole", optimisation(steps=20))
     run(tmp_path / "parts", optimisation(steps=20))
-    (tmp_path / "parts/checkpoint-00000020/state.json").write_text("[]")
+    (tmp_path / "parts/checkpoint-00000020/state.json").write_bytes(state)
     resumed = run(tmp_path / "parts", optimisation(steps=20))
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
     assert "checkpoint-00000020 is damaged" in caplog.text
