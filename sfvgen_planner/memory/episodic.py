@@ -337,8 +337,9 @@ class EpisodicMemory:
         With it goes a checksum of the slow weights and codes that it belongs to.
 
         Raises:
-            SfvgenError: There is no such memory.
+            SfvgenError: There is no such memory, or the memory was detached.
         """
+        self._check_attached()
         self._checked([index])
         state = {name: value[index].cpu().clone() for name, value in self._fast.items()}
         state[COUNTER] = torch.tensor(self._num_writes[index])
@@ -389,6 +390,10 @@ class EpisodicMemory:
 
         `peft` by itself reads the low-rank factors, which are all of the paper's memory; codes and
         tables, which ours has too, it passes over, and is another model then.
+
+        Raises:
+            SfvgenError: There is no such memory, the memory was detached, or the folder can't be
+                written.
         """
         state = self.state(index)
         num_writes = int(state.pop(COUNTER))

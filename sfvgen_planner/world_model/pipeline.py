@@ -273,8 +273,8 @@ class VideoWorldModel(DiffusionPipeline):
         """
         require(
             not self.memory_layers,
-            "a memory is in this model, so its weights have other names; detach() it before saving "
-            "the model (the memory's own save_pretrained keeps what it has learnt)",
+            "a memory is in this model, so its weights have other names; keep what it has learnt "
+            "with its own save_pretrained, then detach() it before saving the model",
         )
         if not kwargs.pop("safe_serialization", True):
             raise SfvgenError("weights are saved as safetensors only: leave safe_serialization out")

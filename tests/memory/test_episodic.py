@@ -258,7 +258,7 @@ def test_an_episodes_first_frame_stands_still_before_it(model):
     assert all(torch.equal(memory.state()[name], value) for name, value in one.items())
 
 
-def test_a_memory_that_is_detached_twice_leaves_the_next_one_in_place(model):
+def test_a_memory_that_is_detached_twice_leaves_the_next_one_in_place(model, tmp_path):
     slow = video(model)
     old = EpisodicMemory(model)
     old.detach()
@@ -272,9 +272,12 @@ def test_a_memory_that_is_detached_twice_leaves_the_next_one_in_place(model):
         partial(old.load, new.state()),
         partial(setattr, old, "enabled", True),
         old.showing([0]).__enter__,
+        old.state,
+        partial(old.save_pretrained, tmp_path / "memory"),
     ):
         with pytest.raises(SfvgenError, match="detached"):
             change()
+    assert not (tmp_path / "memory").exists()
     assert model.num_memories == 2
     with new.showing([1]):
         assert torch.equal(video(model), remembering)
