@@ -439,8 +439,11 @@ class VideoWorldModel(DiffusionPipeline):
         )
         # Latents and sums of actions keep their precision until here.
         # diffusers' `unet.dtype` walks through all modules, which takes longer than many kernels.
-        window = torch.cat([latents, planes], dim=1).to(next(self.unet.parameters()).dtype)
-        prediction: Tensor = self.unet(window, timesteps, encoder_hidden_states=text_states).sample
+        dtype = next(self.unet.parameters()).dtype
+        window = torch.cat([latents, planes], dim=1).to(dtype)
+        prediction: Tensor = self.unet(
+            window, timesteps, encoder_hidden_states=text_states.to(dtype)
+        ).sample
         return prediction
 
     @torch.no_grad()

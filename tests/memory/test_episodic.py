@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.memory import MEMORY_VARIANTS, EpisodicMemory, MemoryConfig, memory_variant
@@ -191,6 +192,17 @@ def test_a_model_of_half_precision_remembers_too(new_model, config):
         learnt = (videos[dtype] - before).norm()
     difference = (videos[torch.float32] - videos[torch.bfloat16]).norm()
     assert 0 < difference < 0.5 * learnt
+
+
+def test_a_denoiser_of_half_precision_alone_remembers_as_the_whole_model(new_model, config):
+    losses = []
+    for part in ("all", "unet"):
+        model = new_model()
+        for name in ("unet", "text_encoder", "vae") if part == "all" else (part,):
+            nn.Module.to(getattr(model, name), torch.bfloat16)
+        memory = EpisodicMemory(model, replace(config, instruction_code=config.is_coded))
+        losses += [write.loss_after for write in write(memory)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_unit_steps_change_only_b_by_the_same_size(model):
