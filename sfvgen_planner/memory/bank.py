@@ -73,9 +73,9 @@ class MemoryBank:
         path: the folder; made where it is missing.
         world_model: the model that the memories belong to. A bank can hold memories of several
             models, or of one at several moments of its training, but gives out only those that
-            were learnt on these weights, in any precision, the trained parts of adapters included.
-            So attach
-            the memory before the bank is opened, and open it anew after slow learning.
+            were learnt on these weights, loaded in any precision, the trained parts of adapters
+            included. So attach the memory before the bank is opened, and open it anew after slow
+            learning.
         max_bytes: size limit of the folder's files; None for none.
         same_scene_distance: see `nearest`.
         mode: ``"a"`` to read and append, ``"r"`` to read an existing bank.

@@ -15,8 +15,9 @@ from sfvgen_planner.world_model import VideoWorldModel
 def fingerprint(world_model: VideoWorldModel) -> str:
     """A checksum of the weights that a memory depends on, whatever is written in one.
 
-    The same in any precision: all are rounded to bfloat16, to which single and half precision of
-    the same weights round alike.
+    The same in whatever precision a checkpoint of float16 weights is loaded, as training ends in:
+    all are rounded to bfloat16, to which float16 and float32 of the same weights round alike.
+    Weights that float16 does not hold are rounded twice on the way through it, and so are others.
 
     Returns:
         SHA-256, in hexadecimal, of the autoencoder's and the denoiser's own weights and of those of
@@ -29,7 +30,7 @@ def fingerprint(world_model: VideoWorldModel) -> str:
 
 
 def slow_fingerprint(unet: nn.Module, with_adapters: bool = False) -> str:
-    """A checksum of the denoiser's own weights, in any precision as `fingerprint`.
+    """A checksum of the denoiser's own weights, in the precisions that `fingerprint` tells.
 
     Args:
         unet: The denoiser.
