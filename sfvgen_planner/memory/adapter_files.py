@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfvgen_planner.errors import SfvgenError, require
@@ -101,10 +101,12 @@ def write_adapter(
         SLOW_WEIGHTS: slow_fingerprint(adapters.unet),
     }
     on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    # With the weights, too: a kill between two files leaves the settings of an earlier save.
+    metadata = {"format": "pt", COUNTER: str(num_writes)}
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / _WEIGHTS_FILE) as temporary:
-            save_file(on_cpu, temporary)
+            save_file(on_cpu, temporary, metadata)
         adapters.peft_settings().save_pretrained(str(folder))
     write_json(folder / _SETTINGS_FILE, settings)
 
@@ -116,9 +118,11 @@ def read_adapter(folder: Path) -> SavedAdapter:
         SfvgenError: The folder is missing or broken.
     """
     try:
-        tensors = load_file(folder / _WEIGHTS_FILE)
+        with safe_open(folder / _WEIGHTS_FILE, framework="pt") as weights:
+            tensors, metadata = weights.get_tensors(), weights.metadata() or {}
         settings = json.loads((folder / _SETTINGS_FILE).read_text())
-        config, num_writes = MemoryConfig(**settings["config"]), int(settings[COUNTER])
+        config = MemoryConfig(**settings["config"])
+        num_writes = int(metadata.get(COUNTER, settings[COUNTER]))
         return SavedAdapter(folder, tensors, config, num_writes, settings.get(SLOW_WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise SfvgenError(

@@ -53,6 +53,27 @@ def test_peft_alone_reads_the_papers_memory_and_imagines_the_same(model, new_mod
     assert torch.allclose(video(with_peft), video(model), atol=1e-5)
 
 
+def test_a_save_that_is_killed_between_its_files_leaves_a_memory_that_loads(
+    model, new_model, config, tmp_path, monkeypatch
+):
+    memory = EpisodicMemory(model, config)
+    write(memory)
+    memory.save_pretrained(tmp_path)
+    write(memory)
+    with monkeypatch.context() as patch:
+        patch.setattr("sfvgen_planner.memory.adapter_files.write_json", None)
+        with pytest.raises(TypeError):
+            memory.save_pretrained(tmp_path)
+    fresh = EpisodicMemory(new_model(), config)
+    fresh.load_pretrained(tmp_path)
+    assert all(torch.equal(fresh.state()[name], value) for name, value in memory.state().items())
+    # Older files tell no number of writes.
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({name: value.clone() for name, value in load_file(weights).items()}, weights)
+    fresh.load_pretrained(tmp_path)
+    assert fresh.num_writes == [1]
+
+
 def test_states_of_another_rank_or_broken_folders_are_refused(model, new_model, tmp_path):
     memory = EpisodicMemory(model, MemoryConfig(rank=4))
     other = EpisodicMemory(new_model(), MemoryConfig(rank=2))
