@@ -234,9 +234,10 @@ class EpisodicMemory:
         template = self._batches.without_noise(windows, instructions, actions)
         histories = None
         if self.config.whole_history:
-            for index, window in zip(indices, windows, strict=True):
-                self._history[index].append(window.cpu())
-            histories = [self._history[index] for index in indices]
+            histories = [
+                [*self._history[index], window.cpu()]
+                for index, window in zip(indices, windows, strict=True)
+            ]
         num_writes = [self._num_writes[index] for index in indices]
         seeds = [self.seed * 1_000_003 + written for written in num_writes]
         batches = self._batches.steps(template, seeds, histories)
@@ -253,8 +254,10 @@ class EpisodicMemory:
             table = losses.tolist()
             for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()
-            for index in indices:
+            for place, index in enumerate(indices):
                 self._num_writes[index] += 1
+                if histories is not None:
+                    self._history[index] = histories[place]
         finally:
             self._place()
         seconds = time.perf_counter() - start

@@ -115,6 +115,9 @@ class WriteBatches:
             seeds: Of each memory's noise.
             histories: Windows `(channels, f_p + frames, h, w)` of which each memory's steps learn
                 one at random; by default they learn that of the template.
+
+        Raises:
+            SfvgenError: The windows of a history differ in length.
         """
         draws, steps = self._config.num_noise_draws, self._config.num_steps
         shape = template.latents.shape[1:]
@@ -127,6 +130,12 @@ class WriteBatches:
                 latents.append(template.latents[place * draws].expand(steps, *shape))
             else:
                 history = histories[place]
+                lengths = sorted({window.shape[1] - self.num_past_frames for window in history})
+                require(
+                    len(lengths) == 1,
+                    "a memory with whole_history learns earlier chunks beside the new one, so all "
+                    f"of an episode must have as many frames, got {lengths[0]} and {lengths[-1]}",
+                )
                 chosen = torch.randint(len(history), (steps,), generator=generator)
                 latents.append(torch.stack([history[i] for i in chosen.tolist()]))
         # (memories, steps, ...) to one tensor for each step.

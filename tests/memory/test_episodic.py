@@ -260,6 +260,21 @@ def test_without_the_local_rule_old_chunks_are_learnt_again(model, new_model, mo
     assert all(torch.equal(other.state()[name], value) for name, value in memory.state().items())
 
 
+def test_a_chunk_that_is_refused_is_not_among_those_learnt_again(model, monkeypatch):
+    memory = EpisodicMemory(model, MEMORY_VARIANTS["no_local_rule"])
+    write(memory)
+    before = memory.state()
+    with pytest.raises(SfvgenError, match="as many frames, got 5 and 8"):
+        memory.write(FRAMES[:4], FRAMES[4:9])
+    with monkeypatch.context() as patch:
+        patch.setattr(memory._learner, "learn", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(memory)
+    assert all(torch.equal(memory.state()[name], value) for name, value in before.items())
+    write(memory)
+    assert len(memory.state()["history"]) == 2
+
+
 def test_an_episodes_first_frame_stands_still_before_it(model):
     latents = model.encode(FRAMES[None])[0]
     memory = EpisodicMemory(model, MemoryConfig(learning_rate=1e-2))
