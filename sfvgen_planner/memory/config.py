@@ -1,7 +1,9 @@
 """What a memory is made of and how it learns: one design, of which the variants are settings."""
 
+import math
 import re
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, get_args
 
 from pydantic import ConfigDict
@@ -84,9 +86,12 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         for name in ("rank", "table_side", "num_steps", "num_noise_draws"):
             require_count(f"{name} of a memory", getattr(self, name))
+        for name in ("learning_rate", "min_noise"):
+            value = getattr(self, name)
+            require(isinstance(value, Real), f"{name} of a memory must be a number, got {value!r}")
         require(
-            self.learning_rate > 0,
-            f"learning_rate of a memory must be positive, got {self.learning_rate}",
+            0 < self.learning_rate < math.inf,
+            f"learning_rate of a memory must be positive and finite, got {self.learning_rate}",
         )
         try:
             re.compile(self.target_modules)

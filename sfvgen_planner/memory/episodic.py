@@ -1,6 +1,7 @@
 """Episodic memory, the fast weights of episodes (paper section 3.2, Eq. 3, Algorithm 1a)."""
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfvgen_planner.errors import SfvgenError, require, require_count
 from sfvgen_planner.memory.adapter import Adapters, FastWeights
@@ -225,7 +226,8 @@ class EpisodicMemory:
             measure: Compute the losses, for two further calls of the denoiser; else they are NaN.
 
         Raises:
-            SfvgenError: An argument has the wrong type, shape or size, or the memory was detached.
+            SfvgenError: An argument has the wrong type, shape or size, the memory was detached, or
+                what it would learn is not finite; what was held is kept then.
         """
         self._check_attached()
         start = time.perf_counter()
@@ -252,6 +254,13 @@ class EpisodicMemory:
         try:
             learnt, losses = self._learner.learn(before, written, batches, probe)
             table = losses.tolist()
+            # The largest of all numbers, so that a GPU is waited for once.
+            largest = nn.utils.get_total_norm(list(learnt.values()), float("inf"))
+            require(
+                math.isfinite(largest.item()),
+                "what this write would learn is not finite, so what the memories held is kept; "
+                "lower the memory's learning_rate, or run the model in bfloat16 or float32",
+            )
             for name, value in learnt.items():
                 self._fast[name][rows] = value.detach()
             for place, index in enumerate(indices):

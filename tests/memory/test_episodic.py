@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -127,6 +128,8 @@ def test_latents_and_pixels_write_the_same(model, config):
         ({"rank": 0}, "rank"),
         ({"rank": 1.5}, "rank of a memory must be a whole number, got 1.5"),
         ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate of a memory must be positive and finite"),
+        ({"learning_rate": "1e-4"}, "learning_rate of a memory must be a number, got '1e-4'"),
         ({"num_steps": 0}, "num_steps"),
         ({"rule": "sgd"}, "rule"),
         ({"min_noise": 1.0}, "min_noise"),
@@ -323,6 +326,26 @@ def test_what_is_not_finite_is_not_learnt(model, name):
         with pytest.raises(SfvgenError, match="not finite"):
             memory.write(past, chunk, measure=measure)
     assert all(torch.equal(value, before[name]) for name, value in memory.state().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_write_that_diverges_leaves_what_was_held(model, config, monkeypatch, value):
+    memory = EpisodicMemory(model, config)
+    write(memory)
+    before, remembering = memory.state(), video(model)
+    learn = memory._learner.learn
+
+    def diverging(*arguments):
+        learnt, losses = learn(*arguments)
+        list(learnt.values())[-1].view(-1)[-1] = value
+        return learnt, losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory._learner, "learn", diverging)
+        with pytest.raises(SfvgenError, match="lower the memory's learning_rate"):
+            write(memory)
+    assert all(torch.equal(value, before[name]) for name, value in memory.state().items())
+    assert torch.equal(video(model), remembering)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 4, 4), (4, 8, 2, 2), (4, 0, 4, 4)])
