@@ -30,7 +30,7 @@ from sfvgen_planner.memory.indices import checked_indices
 from sfvgen_planner.memory.measured_learning import MeasuredLearner
 from sfvgen_planner.memory.memory_write import MemoryWrite
 from sfvgen_planner.memory.shown_memories import ShownMemories
-from sfvgen_planner.memory.write_batches import WriteBatches
+from sfvgen_planner.memory.write_batches import WriteBatches, check_array
 from sfvgen_planner.world_model import VideoWorldModel
 from sfvgen_planner.world_model.checkpoint import MEMORY_FOLDER
 from sfvgen_planner.world_model.sampling import nothing_to_show
@@ -198,10 +198,9 @@ class EpisodicMemory:
         measure: bool = True,
     ) -> MemoryWrite:
         """Fast-learn one chunk of the only episode: `write_batch` without the leading axis."""
+        past, future = check_array(previous_chunk)[None], check_array(chunk)[None]
         given = None if actions is None else torch.as_tensor(actions)[None]
-        return self.write_batch(
-            previous_chunk[None], chunk[None], [instruction], given, measure=measure
-        )[0]
+        return self.write_batch(past, future, [instruction], given, measure=measure)[0]
 
     @torch.inference_mode(False)
     def write_batch(

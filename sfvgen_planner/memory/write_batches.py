@@ -14,6 +14,20 @@ from sfvgen_planner.world_model.pixels import check_latents
 from sfvgen_planner.world_model.slow_learning import SlowBatch
 
 
+def check_array(chunk: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """The chunk itself, or a batch of them.
+
+    Raises:
+        SfvgenError: It is neither a NumPy array nor a tensor.
+    """
+    require(
+        isinstance(chunk, np.ndarray | Tensor),
+        f"a chunk must be a NumPy array or a tensor, got a {type(chunk).__name__}; np.stack makes "
+        "an array of frames",
+    )
+    return chunk
+
+
 class WriteBatches:
     """Makes the batches of writes, of one sample for each memory and noise draw, in this order.
 
@@ -155,6 +169,7 @@ class WriteBatches:
 
     def _latents(self, chunks: np.ndarray | Tensor) -> Tensor:
         unet = self._world_model.unet
+        check_array(chunks)
         if isinstance(chunks, Tensor) and chunks.is_floating_point():
             # A copy, because those of inference mode take no part in gradients.
             check_latents(chunks, self._world_model.latent_size)

@@ -315,6 +315,17 @@ def test_a_memory_that_is_detached_twice_leaves_the_next_one_in_place(model, tmp
     new.detach()
 
 
+def test_lists_of_frames_are_told_to_become_arrays(model):
+    memory = EpisodicMemory(model)
+    for write_lists in (
+        partial(memory.write, FRAMES[:4], list(FRAMES[4:])),
+        partial(memory.write_batch, FRAMES[None, :4], [FRAMES[4:]]),
+    ):
+        with pytest.raises(SfvgenError, match="a NumPy array or a tensor, got a list"):
+            write_lists()
+    assert memory.num_writes == [0]
+
+
 @pytest.mark.parametrize("name", ["paper", "no_local_rule"])
 def test_what_is_not_finite_is_not_learnt(model, name):
     memory = EpisodicMemory(model, memory_variant(name))
