@@ -59,8 +59,9 @@ class EpisodicMemory:
     seen in one: a batch of `num_memories * S` samples is imagined with S samples for each, in
     the memories' order; `showing` lets only some of them imagine.
 
-    A write takes gradients through the whole denoiser. In a large one call
-    `enable_gradient_checkpointing` on it first: writes then take little more memory than imagining.
+    A write takes gradients through the whole denoiser. With a large one call
+    `sfvgen_planner.world_model.gradient_checkpointing.enable_gradient_checkpointing(model.unet)`
+    first: writes then take little more memory than imagining.
     Where the model was compiled for a GPU, writes are launched as CUDA graphs, from the second one
     of as many memories and frames on.
 
