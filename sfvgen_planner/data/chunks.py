@@ -1,6 +1,7 @@
 """Chunks of the store's zarr arrays, read and written without zarr's overhead."""
 
 import os
+from contextlib import suppress
 from io import BufferedWriter
 from typing import Any, cast
 
@@ -48,6 +49,13 @@ def write_chunk(path: str, values: NDArray[Any], num_rows: int) -> None:
     with _open_new(aside) as file:
         file.writelines((packed, checksum))
     os.replace(aside, path)
+
+
+def remove_chunk(path: str) -> None:
+    """Remove a chunk and what a failed `write_chunk` left of it, as far as the disk allows it."""
+    for file in (path, f"{path}.partial"):
+        with suppress(OSError):
+            os.unlink(file)
 
 
 def _open_new(path: str) -> BufferedWriter:

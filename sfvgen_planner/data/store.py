@@ -21,6 +21,7 @@ from sfvgen_planner.data.chunks import (
     COMPRESSORS,
     codec_names,
     read_chunk,
+    remove_chunk,
     write_chunk,
 )
 from sfvgen_planner.data.episode import Episode, Window
@@ -136,6 +137,9 @@ class EpisodeStore:
         try:
             self._write(row, values)
         except OSError as error:
+            # The lines of the episodes before it need the room that it took.
+            self._remove(row, len(frames))
+            self.commit()
             raise SfvgenError(
                 f"cannot write episode {len(self)} to {self.path} ({error.strerror}); the episodes "
                 "before it are kept"
@@ -148,23 +152,29 @@ class EpisodeStore:
         """Put the episodes that were appended since the last commit on disk.
 
         Raises:
-            SfvgenError: The disk is full; these episodes are lost, those before them are kept.
+            SfvgenError: The disk is full; the last of these episodes are lost, as many as take the
+                room that the others need, and those before them are kept.
         """
         if self._writer is None or self._num_committed == len(self.entries):
             return
-        try:
-            # The arrays must be on disk before the lines that tell of them. One call for all is
-            # many times faster than one for each file.
-            os.sync()
-            self._writer.append(self.entries[self._num_committed :])
-        except OSError as error:
-            del self.entries[self._num_committed :]
-            raise SfvgenError(
-                f"cannot write to {self.path} ({error.strerror}); the first {len(self)} episodes "
-                "are kept"
-            ) from error
-        self._num_committed = len(self.entries)
+        # The arrays must be on disk before the lines that tell of them. One call for all is many
+        # times faster than one for each file.
+        os.sync()
+        failure: OSError | None = None
+        while self._num_committed < len(self.entries):
+            try:
+                self._writer.append(self.entries[self._num_committed :])
+                self._num_committed = len(self.entries)
+            except OSError as error:
+                failure = error
+                last = self.entries.pop()
+                self._remove(last.row, last.num_steps + 1)
         self._last_commit = time.monotonic()
+        if failure is not None:
+            raise SfvgenError(
+                f"cannot write to {self.path} ({failure.strerror}); the first {len(self)} episodes "
+                "are kept"
+            ) from failure
 
     def __len__(self) -> int:
         """Return the number of episodes."""
@@ -266,6 +276,12 @@ class EpisodeStore:
         wait(writing)
         for written in writing:
             written.result()
+
+    def _remove(self, row: int, num_rows: int) -> None:
+        """Free the room of an episode that is not kept."""
+        for name in self._arrays:
+            for path in self._chunk_files(name, row, num_rows):
+                remove_chunk(path)
 
     def _grow(self, name: str, num_rows: int) -> None:
         array = self._arrays[name]

@@ -1,4 +1,6 @@
+import itertools
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -217,16 +219,52 @@ def no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
+def chunk_files(store: Path) -> set[Path]:
+    return {path for path in store.glob("*/c/**/*") if path.is_file()}
+
+
 def test_disk_that_is_full_in_mid_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has taken is freed: the lines of the episodes before it may need that room."""
     fill(tmp_path / "store", 2)
     with EpisodeStore.open(tmp_path / "store", mode="a") as store:
         store.append(make_episode(3))
+        before = chunk_files(tmp_path / "store")
+        replace_file, num_calls = os.replace, itertools.count()
         with monkeypatch.context() as patch:
-            patch.setattr("os.replace", no_space)
+            patch.setattr(
+                "os.replace",
+                lambda *paths: no_space() if next(num_calls) > 1 else replace_file(*paths),
+            )
             with pytest.raises(SfvgenError, match=r"episode 3 .*No space left on device"):
                 store.append(make_episode(4))
+        assert chunk_files(tmp_path / "store") == before
+        assert len(EpisodeStore.open(tmp_path / "store")) == 3
         store.append(make_episode(5))
     assert [episode.seed for episode in EpisodeStore.open(tmp_path / "store")] == [0, 1, 3, 5]
+
+
+def test_index_lines_that_do_not_fit_cost_the_last_episodes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "store", 2)
+    before = chunk_files(tmp_path / "store")
+    fsync, num_chunks = os.fsync, []
+
+    def full(file: int) -> None:
+        num_chunks.append(len(chunk_files(tmp_path / "store") - before))
+        if num_chunks[-1] > 10:
+            no_space()
+        fsync(file)
+
+    with EpisodeStore.open(tmp_path / "store", mode="a") as store:
+        for seed in (4, 5, 6, 7):
+            store.append(make_episode(seed))
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(SfvgenError, match="the first 4 episodes are kept"):
+            store.commit()
+    # Each has two chunks of frames, and one of actions, rewards and proprio each.
+    assert num_chunks == [20, 15, 10]
+    assert [episode.seed for episode in EpisodeStore.open(tmp_path / "store")] == [0, 1, 4, 5]
 
 
 def test_nothing_of_an_episode_that_failed_is_written_over_the_next(
