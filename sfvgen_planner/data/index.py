@@ -80,6 +80,9 @@ class IndexEntry:
         successes = values.get("successes")
         if successes is not None:
             successes = tuple((bool(success), int(steps)) for success, steps in successes)
+        for name, runs in (("instructions", instructions), ("successes", successes)):
+            if runs is not None and sum(steps for _, steps in runs) != values["num_steps"]:
+                raise ValueError(f"{name} are not one for each of {values['num_steps']} steps")
         made = {"instructions": instructions, "source": source, "successes": successes}
         return cls(**{**values, **made})
 
@@ -103,27 +106,31 @@ def _runs(values: Sequence[Value]) -> tuple[tuple[Value, int], ...]:
 def read_index(path: Path) -> tuple[list[IndexEntry], int]:
     """Read the committed episodes and the number of bytes that they take in the file.
 
-    A last line that a crash tore is left out; a damaged line before it is an error.
+    A last line that a crash tore is left out; any other damaged line is an error.
     """
-    entries: list[IndexEntry] = []
-    num_bytes = 0
     lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not _is_whole(lines[-1]):
+        logger.warning("%s: dropped a torn last line", path)
+        lines.pop()
+    entries = []
     for number, line in enumerate(lines, start=1):
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("no line end")
-            entry = IndexEntry.from_json(json.loads(line))
+            entries.append(IndexEntry.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                logger.warning("%s: dropped a torn last line (%s)", path, error)
-                break
             raise SfvgenError(
                 f"line {number} of {path} is damaged ({error}); restore the file from a copy, or "
                 "collect again into another folder"
             ) from error
-        entries.append(entry)
-        num_bytes += len(line)
-    return entries, num_bytes
+    return entries, sum(map(len, lines))
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line was written to its end, whatever it says."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")
 
 
 class IndexWriter:

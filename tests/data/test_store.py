@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -165,15 +166,40 @@ def test_torn_chunk_behind_the_index_is_overwritten(tmp_path: Path) -> None:
     assert_equal(EpisodeStore.open(tmp_path / "store")[1], make_episode(9, 47))
 
 
-@pytest.mark.parametrize("value", ["a", None, 1.5])
-@pytest.mark.parametrize("name", ["row", "num_steps", "seed"])
-def test_a_value_of_another_kind_is_named(tmp_path: Path, name: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *(({name: value}, f"{name} is") for name in ("row", "seed") for value in ("a", None, 1.5)),
+        ({"num_steps": "a"}, "num_steps is"),
+        ({"num_steps": -3}, "instructions are not one for each of -3 steps"),
+        ({"successes": []}, "successes are not one for each of"),
+        ({"written_by": "a later release"}, "unexpected keyword argument 'written_by'"),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_a_whole_line_with_wrong_values_is_an_error_wherever_it_stands(
+    tmp_path: Path, number: int, mode: Literal["r", "a"], change: dict[str, object], words: str
+) -> None:
     fill(tmp_path / "store", 2)
     index = tmp_path / "store/episodes.jsonl"
-    first, second = index.read_text().splitlines(keepends=True)
-    index.write_text(json.dumps({**json.loads(first), name: value}) + "\n" + second)
-    with pytest.raises(SfvgenError, match=rf"line 1 of .*{name} is"):
-        EpisodeStore.open(tmp_path / "store")
+    lines = index.read_text().splitlines()
+    lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | change)
+    index.write_text("".join(f"{line}\n" for line in lines))
+    damaged = index.read_bytes()
+    with pytest.raises(SfvgenError, match=rf"line {number} of .*{words}"):
+        EpisodeStore.open(tmp_path / "store", mode=mode)
+    assert index.read_bytes() == damaged
+
+
+def test_lines_whose_writing_was_interrupted_are_cut_off(tmp_path: Path) -> None:
+    fill(tmp_path / "store", 2)
+    index = tmp_path / "store/episodes.jsonl"
+    with EpisodeStore.open(tmp_path / "store", mode="a") as store:
+        with index.open("ab") as file:
+            file.write(2 * index.read_bytes())
+        store.append(make_episode(5))
+    assert [episode.seed for episode in EpisodeStore.open(tmp_path / "store")] == [0, 1, 5]
 
 
 def test_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
