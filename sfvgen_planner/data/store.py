@@ -389,7 +389,7 @@ def _open_arrays(path: Path, spec: StoreSpec, writable: bool) -> dict[str, zarr.
     for name, row_shape in _array_shapes(spec).items():
         try:
             array = zarr.open_array(path / name, mode="r+" if writable else "r", zarr_format=3)
-        except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise SfvgenError(
                 f"the episode store {path} is damaged: {path / name}/zarr.json is missing or "
                 "unreadable"

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,15 @@ def test_damaged_chunk_is_named(tmp_path: Path, name: str, damage: str) -> None:
     with pytest.raises(SfvgenError, match=f"{name.split('/')[0]} of episode 0 .* damaged"):
         store[0]
     assert_equal(store[1], make_episode(1, 47))
+
+
+def test_frames_of_another_episode_are_told(tmp_path: Path) -> None:
+    """Such as from a copy that mixed two stores: each chunk is whole, and its own sum is right."""
+    fill(tmp_path / "store", 2)
+    chunks = tmp_path / "store/frames/c"
+    shutil.copy(chunks / "8/0/0/0", chunks / "0/0/0/0")
+    with pytest.raises(SfvgenError, match=r"frames of episode 0 .*their checksum differs"):
+        EpisodeStore.open(tmp_path / "store")[0]
 
 
 def test_torn_last_line_is_dropped_and_overwritten(tmp_path: Path) -> None:
@@ -388,9 +398,15 @@ class TestForeignFolders:
             EpisodeStore.open(tmp_path / "store")
 
     @pytest.mark.parametrize("name", ["frames", "rewards"])
-    def test_missing_array(self, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize("content", [None, "[]", "5", "{"])
+    def test_array_without_its_description(
+        self, tmp_path: Path, name: str, content: str | None
+    ) -> None:
         fill(tmp_path / "store", 1)
-        (tmp_path / "store" / name / "zarr.json").unlink()
+        description = tmp_path / "store" / name / "zarr.json"
+        description.unlink()
+        if content is not None:
+            description.write_text(content)
         with pytest.raises(SfvgenError, match=f"{name}/zarr.json is missing or unreadable"):
             EpisodeStore.open(tmp_path / "store")
 
