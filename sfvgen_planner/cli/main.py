@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `sfvgen` with `argv` (default: the process's own arguments).
 
     Returns:
-        The exit code: what the subcommand returned, 2 for bad input, 130 after Ctrl-C, 141 where
-        nothing reads the output any more.
+        The exit code: what the subcommand returned, 2 for bad input and for files that cannot be
+        read or written, 130 after Ctrl-C, 141 where nothing reads the output any more.
     """
     render_without_display()
     _keep_freed_memory()
@@ -94,21 +94,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         code = cast(int, args.run(args))
-        sys.stdout.flush()
+        # Unlike sys.stdout.flush(), print() can do without an open output.
+        print(end="", flush=True)
         return code
     except SfvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has seen enough; Python would flush once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output, such as `head`, has seen enough.
+        _end_output()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        # Any path may be too long or behind a closed door, and the output's disk may be full.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{' '.join(str(error.strerror or error).split())}", file=sys.stderr)
+        _end_output()
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         message = "interrupted"
         if args.resumes:
             message += f"; the same command goes on from here: {shlex.join(['sfvgen', *arguments])}"
         print(f"\n{message}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _end_output() -> None:
+    """Write what was printed, or else drop it: Python would try again as it ends, and complain."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _keep_freed_memory() -> None:

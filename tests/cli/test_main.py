@@ -1,6 +1,7 @@
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 import types
@@ -141,6 +142,9 @@ def test_collect_from_a_recipe(tmp_path: Path) -> None:
         (["convert", "{tmp}/a", "{tmp}/b"], "the other minari:DATASET-ID"),
         (["convert", "{tmp}/a", "minari:a-v0"], "it does not exist"),
         (["convert", "minari:a", "{tmp}/b"], "with a version at the end"),
+        (["collect", "--env", COUNTING, "--out", "{tmp}/{long}"], "x: File name too long"),
+        (["convert", "minari:a-v0", "{tmp}/{long}"], "x: File name too long"),
+        (["reproduce", "{tmp}/{long}"], "x: File name too long"),
     ],
 )
 def test_bad_input(
@@ -151,7 +155,8 @@ def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    assert cli.main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
+    names = {"tmp": str(tmp_path), "long": 300 * "x"}
+    assert cli.main([re.sub(r"{(\w+)}", lambda m: names[m[1]], word) for word in arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
@@ -200,3 +205,15 @@ def test_output_that_nothing_reads_any_more_ends_quietly(tmp_path: Path) -> None
     ended = subprocess.run(listed, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "errors"),
+    [(">&-", 0, ""), ("> /dev/full", 2, "error: No space left on device\n")],
+)
+def test_output_that_cannot_be_written(redirection: str, code: int, errors: str) -> None:
+    command = f'"$0" -m sfvgen_planner reproduce results/speed.json --list {redirection}'
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (code, errors)
