@@ -5,6 +5,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 from gymnasium.core import ActType, ObsType
 
+from sfvgen_planner.data.rewards import reward_number
 from sfvgen_planner.errors import require_count
 
 
@@ -31,7 +32,7 @@ class FrameSkip(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Recor
         total = 0.0
         for _ in range(self.num_steps):
             observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
+            total += reward_number(reward)
             if terminated or truncated:
                 break
         return observation, total, terminated, truncated, info

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sfvgen_policies import Policy
 
+from sfvgen_planner.data.actions import action_array
 from sfvgen_planner.data.camera import camera_frame, proprioception
 from sfvgen_planner.data.environment import Environment, action_box
 from sfvgen_planner.data.episode import Episode, EpisodeSource
-from sfvgen_planner.errors import SfvgenError
+from sfvgen_planner.data.rewards import reward_number
+from sfvgen_planner.errors import SfvgenError, require
 
 # A final info may hold whole arrays of a simulator's state: what is longer is left out.
 MAX_INFO_VALUES = 256
@@ -39,7 +41,8 @@ def record_episode(
         image_size: Height and width of the frames; None keeps the camera's.
 
     Raises:
-        SfvgenError: The policy gave a wrong action, or the environment shows no picture.
+        SfvgenError: The policy gave a wrong action, or the environment no picture, pictures of
+            several sizes, or a reward that is no number.
     """
     recorder = EpisodeRecorder(env, seed, source, image_size)
     policy.reset(seed)
@@ -100,7 +103,7 @@ class EpisodeRecorder:
         """Keep a checked action and what the environment's `step` returned for it."""
         observation, reward, terminated, truncated, info = result
         self._actions.append(action)
-        self._rewards.append(float(reward))
+        self._rewards.append(reward_number(reward))
         self._successes.append(_success(info))
         self._instructions.append(self.instruction)
         self._terminated, self._truncated = bool(terminated), bool(truncated)
@@ -129,7 +132,14 @@ class EpisodeRecorder:
         self.observation, self._info = observation, info
         self.instruction = told_instruction(info)
         # Environments may reuse their observation's memory: frames are copied.
-        self._frames.append(camera_frame(self._env, observation, self._image_size).copy())
+        frame = camera_frame(self._env, observation, self._image_size).copy()
+        first = self._frames[0] if self._frames else frame
+        require(
+            frame.shape == first.shape,
+            f"the camera's picture after step {len(self._actions)} has shape {frame.shape}, but "
+            f"the first had {first.shape}; give an image size, which all are brought to",
+        )
+        self._frames.append(frame)
         self._sensed.append(proprioception(observation))
 
 
@@ -146,7 +156,8 @@ def _success(info: Mapping[str, Any]) -> bool | None:
 
 def checked_action(action: object, space: gym.spaces.Box, step: int) -> NDArray[np.float32]:
     """Return a policy's action as `(A,)` float32, or raise an SfvgenError if it cannot be done."""
-    values = np.asarray(action, dtype=np.float32)
+    wanted = f"the policy's action at step {step} must be {space.shape} finite numbers"
+    values = action_array(action, wanted)
     if values.shape != space.shape:
         raise SfvgenError(
             f"the policy's action at step {step} has shape {values.shape}, but the environment "

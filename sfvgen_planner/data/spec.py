@@ -78,5 +78,10 @@ class StoreSpec:
                 f"the episode has actions that are not finite or outside of {low.tolist()} to "
                 f"{high.tolist()}; clip them, or leave the episode out"
             )
-        if not np.isfinite(episode.rewards).all():
-            raise SfvgenError("the episode has rewards that are not finite; leave it out")
+        wrong = ~np.isfinite(episode.rewards)
+        if wrong.any():
+            step = int(wrong.argmax())
+            raise SfvgenError(
+                f"the episode of seed {episode.seed} has the reward {episode.rewards[step]} at "
+                f"step {step}, but rewards must be finite; leave the episode out"
+            )

@@ -13,10 +13,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from sfvgen_planner.data.actions import check_action
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
 from sfvgen_planner.errors import SfvgenError, check_seed, require, require_count
-from sfvgen_planner.imagination.actions import check_action
 from sfvgen_planner.imagination.live_episode import LivedChunk, LiveEpisode
 from sfvgen_planner.imagination.memory_lives import Life, check_lives
 from sfvgen_planner.imagination.result import Imagination

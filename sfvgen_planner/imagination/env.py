@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from sfvgen_planner.data.actions import check_action
 from sfvgen_planner.errors import require
-from sfvgen_planner.imagination.actions import check_action
 from sfvgen_planner.imagination.infos import env_info
 from sfvgen_planner.imagination.starts import Starts
 from sfvgen_planner.imagination.vector_env import WorldModelVectorEnv

@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from sfvgen_planner.bounds import tolerance
+from sfvgen_planner.data.actions import action_array
 from sfvgen_planner.errors import SfvgenError, require, require_count
-from sfvgen_planner.imagination.actions import action_array
 from sfvgen_planner.imagination.infos import masked_info
 from sfvgen_planner.imagination.memory_lives import Life, begin_lives, check_lives, check_memory
 from sfvgen_planner.imagination.result import disagreement

@@ -7,22 +7,30 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from sfvgen_planner.data import (
     DataRecipe,
     Episode,
+    EpisodeSource,
     EpisodeStore,
+    FrameSkip,
     collect,
     collect_recipe,
 )
 from sfvgen_planner.data.recipe import validated
+from sfvgen_planner.data.rollout import checked_action, record_episode
 from sfvgen_planner.errors import SfvgenError
 from tests.data.counting_env import (
     COUNTING,
     SCRIPTED,
+    CountingEnv,
+    ScriptedPolicy,
     expected_actions,
     expected_frame,
     expected_success,
@@ -197,6 +205,58 @@ def test_wrong_actions_are_named(
             policy_kwargs={"spoil": spoil},
             progress=False,
         )
+
+
+@pytest.mark.parametrize(
+    "action", ["abc", {"x": 1.0}, [[1.0], [1.0, 2.0]], torch.zeros(2, requires_grad=True)]
+)
+def test_actions_that_are_no_numbers_are_named(action: object) -> None:
+    space = gym.spaces.Box(-1, 1, (2,))
+    with pytest.raises(SfvgenError, match=r"action at step 7 must be \(2,\) finite numbers, got"):
+        checked_action(action, space, 7)
+
+
+class OddEnv(CountingEnv):
+    """Its rewards are arrays of one, or its pictures grow."""
+
+    def __init__(self, growth: int) -> None:
+        super().__init__("rgb_array")
+        self.growth = growth
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        self.size += self.growth
+        observation, reward, *rest = super().step(action)
+        return observation, reward if self.growth else np.array([reward]), *rest
+
+
+@pytest.mark.parametrize("frame_skip", [1, 2])
+@pytest.mark.parametrize(
+    ("growth", "message"),
+    [
+        (0, r"the environment's reward is array\(\[1.\]\), but it must be a number"),
+        (1, r"picture after step 1 has shape \(\d+, \d+, 3\), but the first had \(8, 8, 3\)"),
+    ],
+)
+def test_what_no_episode_can_hold_is_named(growth: int, message: str, frame_skip: int) -> None:
+    env = OddEnv(growth) if frame_skip == 1 else FrameSkip(OddEnv(growth), frame_skip)
+    with pytest.raises(SfvgenError, match=message):
+        record_episode(env, ScriptedPolicy(env), 0, EpisodeSource())
+    if growth:
+        assert len(record_episode(env, ScriptedPolicy(env), 0, EpisodeSource(), image_size=8)) > 1
+
+
+@pytest.mark.parametrize("flags", [(True, False), (False, True)])
+def test_the_end_of_an_episode_cuts_a_hold_short(flags: tuple[bool, bool]) -> None:
+    class Ending(CountingEnv):
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            observation, reward, over, _, info = super().step(action)
+            return observation, reward, over and flags[0], over and flags[1], info
+
+    env = FrameSkip(Ending("rgb_array"), num_steps(0) - 1)
+    env.reset(seed=0)
+    env.step(np.zeros(2, np.float32))
+    observation, reward, *ends, _ = env.step(np.zeros(2, np.float32))
+    assert (observation[1], reward, tuple(ends)) == (num_steps(0), num_steps(0), flags)
 
 
 def test_death_of_a_worker_keeps_the_episodes_before(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def test_episode_of_other_sizes_is_refused(tmp_path: Path) -> None:
     [
         ("actions", np.nan, "actions that are not finite or outside of"),
         ("actions", 2.5, r"outside of \[-1.0, -2.0\] to \[1.0, 2.0\]"),
-        ("rewards", np.inf, "rewards that are not finite"),
+        ("rewards", np.inf, "seed 0 has the reward inf at step 3"),
     ],
 )
 def test_numbers_that_nothing_can_learn_from_are_refused(

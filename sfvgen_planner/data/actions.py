@@ -11,7 +11,7 @@ from sfvgen_planner.errors import SfvgenError, require
 
 
 def action_array(values: Any, wanted: str) -> np.ndarray:
-    """As float32; where they are no numbers, the refusal begins with ``wanted``."""
+    """As float32; where they are no numbers, the refusal begins with `wanted`."""
     try:
         return np.asarray(values, np.float32)
     except (ValueError, TypeError, RuntimeError) as error:
