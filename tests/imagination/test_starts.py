@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from sfvgen_policies.random import RandomPolicy
 
 from sfvgen_planner.data import Episode, EpisodeSource, EpisodeStore, StoreSpec, load_all
-from sfvgen_planner.data.rollout import EpisodeRecorder
+from sfvgen_planner.data.rollout import EpisodeRecorder, record_episode
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.imagination import EnvStarts, ImaginationWrapper, Start, StoreStarts
-from tests.point_mass import PointMassEnv, PointMassWorldModel, RecordingMemory, draw
+from tests.point_mass import SIZE, PointMassEnv, PointMassWorldModel, RecordingMemory, draw
 
 SPEC = StoreSpec("Test-v0", 1, (16, 16), (-1.0, -1.0), (1.0, 1.0))
 
@@ -41,6 +42,43 @@ def test_no_instruction_is_not_the_word_none():
     for _ in range(8):
         imagination.step(np.zeros(2, np.float32))
     assert memory.instructions == [""]
+
+
+class Redrawing(PointMassEnv):
+    """Draws each picture into the same memory, and measures into the same, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+        self.measured = np.zeros(2, np.float32)
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        self.measured[:] = observation
+        return self.measured, info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        self.measured[:] = observation
+        return self.measured, *rest
+
+    def render(self):
+        self.picture[:] = super().render()
+        return self.picture
+
+
+def test_what_an_environment_writes_over_is_kept_as_it_was():
+    for env in (PointMassEnv(), Redrawing()):
+        start = EnvStarts(env)(np.random.default_rng(0))
+        first = draw(env.position)
+        episode = record_episode(env, RandomPolicy(env), 0, EpisodeSource())
+        assert np.array_equal(start.frames, first[None])
+        assert np.array_equal(episode.frames, draw(episode.proprio))
+        imagination = ImaginationWrapper(env, PointMassWorldModel())
+        imagination.reset(seed=0)
+        for action in episode.actions[:3]:
+            imagination.step(action)
+        assert np.array_equal(imagination.past_frames, episode.frames[:4])
 
 
 @pytest.fixture
