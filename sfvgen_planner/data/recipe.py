@@ -30,13 +30,22 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         SfvgenError: The file cannot be read, or is no YAML with sections.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise SfvgenError(f"cannot read the recipe {path}: {reason}") from error
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SfvgenError(f"cannot read the recipe {path}: {error}") from error
+    values = parsed_yaml(text, f"cannot read the recipe {path}")
     if not isinstance(values, dict):
         raise SfvgenError(f"the recipe {path} has no sections; see recipes/ for examples")
     return values
+
+
+def parsed_yaml(text: str, wrong: str) -> Any:
+    """The value of a YAML text; where it is none, the refusal begins with `wrong`."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML lets pass whatever Python makes of a thirteenth month or of `!!int x`.
+        raise SfvgenError(f"{wrong}: {' '.join(str(error).split())}") from error
 
 
 def validated(model: type[Model], values: object, where: str) -> Model:

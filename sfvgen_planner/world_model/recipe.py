@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sfvgen_planner.data.recipe import DataRecipe, read_recipe, validated
-from sfvgen_planner.errors import SfvgenError, require
+from sfvgen_planner.data.recipe import DataRecipe, parsed_yaml, read_recipe, validated
+from sfvgen_planner.errors import require
 
 Prediction = Literal["flow", "epsilon", "v_prediction"]
 MixedPrecision = Annotated[
@@ -321,10 +320,7 @@ def _apply(change: str, sections: dict[str, Any]) -> None:
     require(
         bool(equals and last), f"a change of the recipe looks like key.key=value, not {change!r}"
     )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SfvgenError(f"the value in {change!r} is no YAML: {text!r}") from error
+    value = parsed_yaml(text, f"the value in {change!r} is no YAML")
     section: Any = sections
     for parent in parents:
         if isinstance(section, list):

@@ -95,3 +95,13 @@ def test_a_recipe_is_utf_8_in_any_locale(tmp_path, monkeypatch):
     file.write_text("[" * 3000)
     with pytest.raises(SfvgenError, match="cannot read the recipe"):
         Recipe.load(file)
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "!!int abc", "!!bool abc", "!!timestamp abc"])
+def test_yaml_that_means_nothing_is_told(tmp_path, value):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"seed: {value}")
+    with pytest.raises(SfvgenError, match=r"cannot read the recipe .*recipe\.yaml: "):
+        Recipe.load(file)
+    with pytest.raises(SfvgenError, match=r"the value in 'seed=.*' is no YAML: "):
+        Recipe.load(RECIPES / "tabletop.yaml", [f"seed={value}"])

@@ -239,7 +239,7 @@ def test_the_denoiser_of_the_shipped_recipe_is_exchanged_by_a_change():
         ("world_model.shift", "looks like key.key=value, not 'world_model.shift'"),
         ("=3", "looks like key.key=value"),
         ("seed.more=3", "seed is no section"),
-        ("seed={3", "is no YAML: '{3'"),
+        ("seed={3", "'seed={3' is no YAML: "),
         ("world_model.shfit=3", "world_model.shfit: Extra inputs"),
         ("world_model.shift=-3", "world_model.shift: .*greater than 0"),
     ],
