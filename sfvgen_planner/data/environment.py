@@ -50,7 +50,7 @@ def make_env(
         elif env_id not in gym.registry:
             register_installed_envs()
         env: Environment = gym.make(registered_id, **{**_camera_kwargs(registered_id), **kwargs})
-    except (gym.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
+    except (gym.error.Error, ImportError, OSError, TypeError, ValueError, AssertionError) as error:
         arguments = f" with {kwargs}" if kwargs else ""
         raise SfvgenError(
             f"cannot make the environment {env_id!r}{arguments}: {_one_line(error)}"
