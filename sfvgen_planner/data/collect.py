@@ -16,7 +16,7 @@ from sfvgen_planner.data.player import EpisodePlayer, EpisodeTask
 from sfvgen_planner.data.recipe import DataRecipe, validated
 from sfvgen_planner.data.rollout import checked_action, told_instruction
 from sfvgen_planner.data.spec import StoreSpec
-from sfvgen_planner.data.store import EpisodeStore, require_free_folder
+from sfvgen_planner.data.store import EpisodeStore, is_filled_folder, require_free_folder
 from sfvgen_planner.workers import check_num_workers, play_all
 
 
@@ -92,7 +92,7 @@ def collect_recipe(
     """
     out = Path(out)
     check_num_workers(num_workers)
-    exists = out.is_dir() and any(out.iterdir())
+    exists = is_filled_folder(out)
     if not exists:
         require_free_folder(out)
     player = player or EpisodePlayer(recipe.env_id, recipe.frame_skip, recipe.image_size)

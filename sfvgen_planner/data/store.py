@@ -33,6 +33,8 @@ from sfvgen_planner.files import writing_errors
 FORMAT = "sfvgen-episodes"
 VERSION = 1
 INDEX_FILE = "episodes.jsonl"
+# How the names of folders begin in which stores are made.
+ASIDE = ".store."
 FRAMES_PER_CHUNK = 16
 # Every episode starts at a multiple of this many rows, so that no chunk belongs to two episodes
 # and writing one can never damage another. Rows that are never written take no space.
@@ -320,9 +322,14 @@ class EpisodeStore:
         return [f"{self.path}/{name}/c/{chunk}{inner}" for chunk in chunks]
 
 
+def is_filled_folder(path: Path) -> bool:
+    """Whether `path` is a folder that holds anything but what a killed process has made aside."""
+    return path.is_dir() and not all(part.name.startswith(ASIDE) for part in path.iterdir())
+
+
 def require_free_folder(path: Path) -> None:
     """Raise an SfvgenError unless a store can be made at `path`."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if is_filled_folder(path) or (path.exists() and not path.is_dir()):
         raise SfvgenError(f"{path} is there already and not empty; give an empty or a new folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -345,7 +352,7 @@ def made_aside(path: Path) -> Iterator[Path]:
     """
     exists = path.exists()
     with writing_errors(path):
-        aside = tempfile.TemporaryDirectory(prefix=".store.", dir=path if exists else path.parent)
+        aside = tempfile.TemporaryDirectory(prefix=ASIDE, dir=path if exists else path.parent)
     with aside as folder:
         made = Path(folder) / "store"
         yield made

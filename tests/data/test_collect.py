@@ -164,6 +164,10 @@ def test_store_of_other_settings_is_refused(tmp_path: Path) -> None:
         ({"env_id": "tests.data.counting_env:Unbounded-v0"}, "a bounded vector of floats"),
         ({"env_id": "tests.data.counting_env:Blind-v0"}, "render_mode='rgb_array'"),
         ({"env_kwargs": {"colour": 1}}, "unexpected keyword argument 'colour'"),
+        (
+            {"env_id": "Ant-v5", "env_kwargs": {"xml_file": "nope.xml"}},
+            "cannot make the environment 'Ant-v5' with .*nope.xml",
+        ),
         ({"env_kwargs": {"size": {1, 2}}}, "only JSON values can be stored"),
         ({"policy": "nobody"}, "policy 'nobody' is unknown"),
         ({"policy_kwargs": {"mood": 1}}, "mood"),
@@ -347,6 +351,8 @@ def test_an_empty_folder_that_is_there_is_filled(
 ) -> None:
     """Such as a mount point, or the one that the command runs in, which nothing can replace."""
     (tmp_path / "here").mkdir()
+    # As a process leaves it that was killed while it made a store here.
+    (tmp_path / "here/.store.killed/store").mkdir(parents=True)
     before = (tmp_path / "here").stat().st_ino
     monkeypatch.chdir(tmp_path / "here" if is_present else tmp_path)
     out = Path() if is_present else Path("here")
@@ -355,7 +361,7 @@ def test_an_empty_folder_that_is_there_is_filled(
     assert len(collect_recipe(recipe, out)) == recipe.sources[0].episodes
     assert (tmp_path / "here").stat().st_ino == before
     assert len(EpisodeStore.open(tmp_path / "here")) == recipe.sources[0].episodes
-    assert not list((tmp_path / "here").glob(".store*"))
+    assert [path.name for path in (tmp_path / "here").glob(".store*")] == [".store.killed"]
 
 
 @pytest.mark.parametrize(
