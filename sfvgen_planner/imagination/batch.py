@@ -16,7 +16,8 @@ import torch
 from sfvgen_planner.data.actions import check_action
 from sfvgen_planner.data.camera import camera_frame
 from sfvgen_planner.data.rollout import told_instruction
-from sfvgen_planner.errors import SfvgenError, check_seed, require, require_count
+from sfvgen_planner.errors import SfvgenError, require, require_count
+from sfvgen_planner.generators import seeded_generator
 from sfvgen_planner.imagination.live_episode import LivedChunk, LiveEpisode
 from sfvgen_planner.imagination.memory_lives import Life, check_lives
 from sfvgen_planner.imagination.result import Imagination
@@ -168,7 +169,7 @@ def imagine_batch(
                 num_frames=frames_ahead,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                generator=[_generator(own_seeds[row]) for row in rows],
+                generator=[seeded_generator(own_seeds[row]) for row in rows],
                 output_type="latent",
                 common_noise=share > num_samples,  # candidates
                 samples_per_generator=share,
@@ -277,13 +278,6 @@ def _encoded_pasts(imaginations: Sequence[ImaginingEnv]) -> list[torch.Tensor]:
             own.live_episode.past_latents = encoded
     episodes = [own.live_episode for own in imaginations]
     return [own.past_latents for own in episodes if own.past_latents is not None]
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    """Noise of a seed, or else of a new one at every call."""
-    check_seed(seed)
-    seed = int(np.random.default_rng().integers(2**63)) if seed is None else seed
-    return torch.Generator().manual_seed(int(seed))
 
 
 def _candidates(actions: np.ndarray | torch.Tensor | None, num_samples: int) -> torch.Tensor | None:

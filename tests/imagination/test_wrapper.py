@@ -130,10 +130,15 @@ def test_candidates_share_their_noise_and_samples_do_not():
     assert not np.array_equal(env.imagine(action).frames, env.imagine(action).frames)
 
 
-def test_a_seed_may_be_a_numpy_number():
+def test_a_seed_may_be_a_numpy_number_and_of_any_size():
     env = ImaginationWrapper(PointMassEnv(), PointMassWorldModel(noise=0.2))
     env.reset(seed=0)
     assert np.array_equal(env.imagine(seed=np.int64(1)).frames, env.imagine(seed=1).frames)
+    entropy = 2**127 + 1
+    for seed in (2**64 - 1, 2**64, entropy):
+        assert np.array_equal(env.imagine(seed=seed).frames, env.imagine(seed=seed).frames)
+    seeds = (0, 1, 2**64 - 1, 2**64, entropy, entropy + 1)
+    assert len({env.imagine(seed=seed).frames.tobytes() for seed in seeds}) == len(seeds)
 
 
 def test_all_candidates_are_one_call():

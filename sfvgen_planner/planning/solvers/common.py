@@ -13,7 +13,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from sfvgen_planner.errors import SfvgenError, check_seed, require, require_count
+from sfvgen_planner.errors import SfvgenError, require, require_count
+from sfvgen_planner.generators import seeded_generator
 
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 """Costs ``(N,)`` of candidates ``(N, T, A)`` in env units; within one ``solve`` it must give the
@@ -276,14 +277,7 @@ def solutions(
 
 def make_generators(seeds: Sequence[int | None]) -> list[torch.Generator]:
     """One generator on the CPU for each environment; without a seed, every one differs."""
-    generators = [torch.Generator() for _ in seeds]
-    for generator, seed in zip(generators, seeds, strict=True):
-        check_seed(seed)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(int(seed))
-    return generators
+    return [seeded_generator(seed) for seed in seeds]
 
 
 def standard_normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
