@@ -12,7 +12,8 @@ class SfvgenError(ValueError):
 
 def require_count(name: str, value: int, least: int = 1) -> None:
     """Raise an :class:`SfvgenError` unless ``value`` is a whole number of at least ``least``."""
-    require(isinstance(value, Integral), f"{name} must be a whole number, got {value!r}")
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    require(is_whole, f"{name} must be a whole number, got {value!r}")
     require(value >= least, f"{name} must be at least {least}, got {value}")
 
 

@@ -21,8 +21,8 @@ class CorrelatedNoise:
     """
 
     def __init__(self, size: int, std: float, smoothness: float) -> None:
-        if not std >= 0:
-            raise ValueError(f"The noise's standard deviation is {std}; use 0 or more.")
+        if not 0 <= std < np.inf:
+            raise ValueError(f"The noise's standard deviation is {std}; use a number from 0 on.")
         if not 0 <= smoothness < 1:
             raise ValueError(f"smoothness={smoothness} is out of range; use 0 <= smoothness < 1.")
         self._size, self._std, self._smoothness = size, std, smoothness

@@ -41,7 +41,7 @@ def make_policy(spec: str, env: gym.Env[Any, Any], **kwargs: Any) -> Policy:
             its arguments.
     """
     known = {**POLICIES, "expert": _expert_for(env)}
-    module_name, _, class_name = known.get(spec, spec).partition(":")
+    module_name, _, class_name = str(known.get(spec, spec)).partition(":")
     if not module_name or not class_name:
         raise ValueError(
             f"The policy {spec!r} is unknown; choose from {', '.join(sorted(POLICIES))}, or name "

@@ -35,6 +35,8 @@ def make_env(
         SfvgenError: There is no such environment, it cannot be made or shown, or its actions are
             not a bounded vector of floats.
     """
+    is_given = env_kwargs is None or isinstance(env_kwargs, Mapping)
+    require(is_given, f"env_kwargs must be a dict of arguments, got {env_kwargs!r}")
     kwargs = dict(env_kwargs or {})
     # GLFW ends the process where it is to open a window without one.
     require(

@@ -46,7 +46,7 @@ def to_minari(store: EpisodeStore, dataset_id: str, progress: bool = True) -> No
 
     Raises:
         SfvgenError: Minari is not installed, it has a dataset of this name, the name is malformed,
-            the store is empty, or the disk is full (nothing is left behind).
+            the store is empty, or the disk is full (nothing of the dataset is left behind).
     """
     minari = _import_minari()
     if len(store) == 0:

@@ -135,6 +135,8 @@ def imagine_batch(
     candidates = [_candidates(own, num_samples) for own in given]
     shapes = {None if own is None else tuple(own.shape) for own in candidates}
     require(len(shapes) == 1, f"all envs need as many actions, as long; got the shapes {shapes}")
+    if num_frames is not None:
+        require_count("num_frames", num_frames)
     is_one_chunk = num_frames is None and candidates[0] is None
     length = num_frames or (0 if candidates[0] is None else candidates[0].shape[1])
     limit = min(own.max_frames for own in imaginations)

@@ -85,7 +85,7 @@ def load_sb3(
     try:
         policy: Any = policy_class(fitting[0], action_space, lambda _: 0.0, **kwargs)
         policy.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise SfvgenError(
             f"{path} holds no {algorithm.__name__} model with Stable-Baselines3's own {name} and "
             "plain policy_kwargs; give another one in memory, as a Rung"
@@ -106,6 +106,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.Tens
     except (
         OSError,
         BadZipFile,
+        EOFError,
         LookupError,
         TypeError,
         ValueError,

@@ -139,6 +139,10 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             isinstance(autoreset_mode, AutoresetMode) or autoreset_mode in autoreset_modes,
             f"autoreset_mode must be one of {autoreset_modes}, got {autoreset_mode!r}",
         )
+        require(
+            instruction is None or isinstance(instruction, str),
+            f"instruction must be a text or None, got {instruction!r}",
+        )
         config = world_model.config
         require(len(config.action_low) > 0, "a world model without actions cannot be stepped")
         if memory is not None:

@@ -113,8 +113,9 @@ class ImaginationWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
             bank.check_model()
         if memory is not None:
             check_memory(memory, world_model)
+            require_count("memory_index", memory_index, least=0)
             require(
-                0 <= memory_index < memory.num_memories,
+                memory_index < memory.num_memories,
                 f"memory_index must be from 0 to {memory.num_memories - 1}, the memory's "
                 f"num_memories, got {memory_index}",
             )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -34,9 +35,9 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         require_count("num_inference_steps", self.num_inference_steps)
-        if not 1 <= self.guidance_scale < math.inf:
+        if not (isinstance(self.guidance_scale, Real) and 1 <= self.guidance_scale < math.inf):
             raise SfvgenError(
-                f"guidance_scale must be finite and at least 1, got {self.guidance_scale}"
+                f"guidance_scale must be finite and at least 1, got {self.guidance_scale!r}"
             )
 
     def check_generators(self, batch: int) -> None:

@@ -164,6 +164,9 @@ def test_what_is_missing_is_told_in_one_sentence(arguments, store, monkeypatch):
         gym.make(ID, **arguments, start_data=str(store))
     with pytest.raises(SfvgenError, match="cannot make the environment 'Nowhere-v0'"):
         gym.make_vec(ID, 2, model=model, env_id="Nowhere-v0")
+    for make in (gym.make, lambda *args, **kwargs: gym.make_vec(*args, num_envs=2, **kwargs)):
+        with pytest.raises(SfvgenError, match="env_kwargs must be a dict of arguments, got 'x'"):
+            make(ID, **arguments, env_kwargs="x")
     memory = EpisodicMemory(tiny_world_model())
     with pytest.raises(SfvgenError, match="memory is True or False here"):
         gym.make(ID, **arguments, memory=memory)

@@ -142,11 +142,12 @@ def test_other_algorithms_and_networks_are_refused(tmp_path, algorithm, kwargs, 
         load_sb3(path, [VECTOR], ACTIONS)
 
 
-def test_weights_of_another_size_are_refused(tmp_path):
+@pytest.mark.parametrize("policy_kwargs", [{"net_arch": [3]}, {"squash_output": True}])
+def test_settings_that_the_weights_do_not_fit_are_refused(tmp_path, policy_kwargs):
     path = saved(tmp_path)
     with ZipFile(path) as archive:
         data = json.loads(archive.read("data"))
-    data["policy_kwargs"] = {"net_arch": [3]}
+    data["policy_kwargs"] = policy_kwargs
     changed(path, "data", json.dumps(data))
     with pytest.raises(SfvgenError, match=r"holds no PPO model with .* own MlpPolicy"):
         load_sb3(path, [VECTOR], ACTIONS)
@@ -158,6 +159,17 @@ def test_weights_of_another_size_are_refused(tmp_path):
 def test_a_damaged_file_is_one_sentence(tmp_path, data):
     path = changed(saved(tmp_path), "data", data)
     with pytest.raises(SfvgenError, match="is no file that a model of Stable-Baselines3"):
+        load_sb3(path, [VECTOR], ACTIONS)
+
+
+def test_damaged_weights_are_one_sentence(tmp_path):
+    path = changed(saved(tmp_path), "policy.pth", b"")
+    with pytest.raises(SfvgenError, match="is no file that a model of Stable-Baselines3"):
+        load_sb3(path, [VECTOR], ACTIONS)
+    stream = io.BytesIO()
+    torch.save({3: torch.zeros(1)}, stream)
+    changed(path, "policy.pth", stream.getvalue())
+    with pytest.raises(SfvgenError, match="holds no PPO model"):
         load_sb3(path, [VECTOR], ACTIONS)
 
 

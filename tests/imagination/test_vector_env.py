@@ -343,6 +343,8 @@ def test_bad_resets_are_refused(arguments, message):
         ({"horizon": 0}, "horizon"),
         ({"num_samples": 0}, "num_samples"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_samples": True}, "num_samples must be a whole number, got True"),
+        ({"instruction": 5}, "instruction must be a text or None, got 5"),
         ({"max_disagreement": 0.1}, "num_samples of at least 2"),
         ({"max_disagreement": 0, "num_samples": 2}, "max_disagreement must be above 0"),
         ({"success_threshold": 0}, "success_threshold"),

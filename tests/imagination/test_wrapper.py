@@ -160,6 +160,8 @@ def test_all_candidates_are_one_call():
         ({"actions": np.zeros((0, 8, 2))}, r"\(T, A\)"),
         ({"actions": np.zeros((2, 8, 2)), "num_samples": 2}, "num_samples"),
         ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": True}, "num_samples must be a whole number"),
+        ({"num_frames": "a"}, "num_frames must be a whole number"),
         ({"actions": "right"}, "must be numbers"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
@@ -168,6 +170,13 @@ def test_bad_arguments_are_refused_before_any_work(wrapper, arguments, message):
     with pytest.raises(SfvgenError, match=message):
         wrapper.imagine(**arguments)
     assert wrapper.world_model.batch_sizes == []
+
+
+@pytest.mark.parametrize("index", ["a", None, True, -1, 1])
+def test_a_memory_that_is_not_there_is_refused(index):
+    model = PointMassWorldModel()
+    with pytest.raises(SfvgenError, match="memory_index must be "):
+        ImaginationWrapper(PointMassEnv(), model, RecordingMemory(model), memory_index=index)
 
 
 def test_imagining_needs_a_reset():

@@ -211,6 +211,7 @@ def test_encode_and_decode_are_each_other_s_scaling(model, past):
         ({"num_frames": 0}, "at least 1"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"guidance_scale": "a"}, "guidance_scale must be finite and at least 1, got 'a'"),
         ({"instruction": "left", "guidance_scale": np.inf}, "guidance_scale"),
         ({"output_type": "pil"}, "output_type"),
         ({"instruction": ["a", "b"]}, "1 instructions"),
