@@ -47,10 +47,13 @@ def lock(file: IO[Any], message: str) -> None:
 
 
 @contextmanager
-def writing_errors(path: Path) -> Iterator[None]:
+def writing_errors(path: Path, kept: bool = True) -> Iterator[None]:
     """Turn what is raised where ``path`` cannot be written, as on a full disk, into one sentence.
 
-    For what is appended, or written under another name first.
+    Args:
+        path: what is written.
+        kept: what was there before is whole still, because it is appended to, or the new one is
+            written under another name first.
     """
     try:
         yield
@@ -60,8 +63,8 @@ def writing_errors(path: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or error
         raise SfvgenError(
-            f"cannot write {path} ({reason}); make room or choose another folder, what was there "
-            "before is kept"
+            f"cannot write {path} ({reason}); make room or choose another folder"
+            + (", what was there before is kept" if kept else " and write it again")
         ) from error
 
 

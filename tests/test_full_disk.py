@@ -64,6 +64,11 @@ def test_with_room_it_is_written(tmp_path, name):
     assert path.stat().st_size > 1000
 
 
+def test_a_full_disk_that_a_model_meets_is_told_too(tmp_path):
+    with room_for(1000), pytest.raises(SfvgenError, match=r"cannot write .*model .*write it again"):
+        tiny_world_model().save_pretrained(tmp_path / "model")
+
+
 def test_a_full_disk_that_a_tokenizer_meets_is_told_too(tmp_path):
     tokenizer = tiny_world_model().tokenizer
     with (

@@ -22,29 +22,59 @@ FINAL_FOLDER = "model"
 MEMORY_FOLDER = "memory"
 """Folder of a checkpoint with the adapters that the slow-fast loop has trained."""
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+_PARTS = (
+    *COMPONENTS,
+    INVERSE_DYNAMICS_FOLDER,
+    OUTCOME_HEAD_FOLDER,
+    TEMPORAL_DISTANCE_FOLDER,
+    MEMORY_FOLDER,
+)
+_SHARD_INDEX = ".safetensors.index.json"
 _WEIGHTED = ("vae", "text_encoder", "unet")
 _PICKLED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth"}
 _CHECKED_SUFFIXES = {".json", ".safetensors", ".txt"}
 
 
-def write_manifest(folder: Path) -> None:
-    """Record size and SHA-256 of every weight, config and tokenizer file below `folder`."""
+def _write_manifest(folder: Path) -> None:
+    """Record size and SHA-256 of every weight, config and tokenizer file of a checkpoint."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in _CHECKED_SUFFIXES and path.name != MANIFEST
+        for path in _own_files(folder)
+        if path.suffix in _CHECKED_SUFFIXES
     }
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(json.dumps({"files": files}, indent=2) + "\n")
     temporary.replace(folder / MANIFEST)
 
 
-def forget_origin(folder: Path) -> None:
-    """Take out of the configs below `folder` where their models were loaded from."""
-    for path in folder.rglob("*.json"):
-        content = json.loads(path.read_text())
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+def finish_folder(folder: Path) -> None:
+    """Put right what the libraries have just written, and record it in a manifest.
+
+    Configs tell nothing of where their models were loaded from, and lists of shards that another
+    file has replaced go.
+    """
+    for path in _own_files(folder):
+        if path.name.endswith(_SHARD_INDEX) and not all(map(Path.is_file, _shards(path, folder))):
+            path.unlink()
+        elif path.name in ("config.json", "model_index.json"):
+            content = _read_json(path, folder)
+            if content.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    _write_manifest(folder)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint; what else lies in its folder is somebody else's."""
+    below = [path for part in _PARTS for path in (folder / part).rglob("*")]
+    return sorted(path for path in (folder / "model_index.json", *below) if path.is_file())
+
+
+def _shards(index: Path, folder: Path) -> list[Path]:
+    """The files that a list of shards names."""
+    weight_map = _read_json(index, folder).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise SfvgenError(f"{index} is no list of shards; copy it again")
+    return [index.parent / name for name in sorted(set(weight_map.values()))]
 
 
 def check_folder(folder: Path, given: Collection[str] = (), variant: str | None = None) -> None:
@@ -78,13 +108,12 @@ def check_folder(folder: Path, given: Collection[str] = (), variant: str | None 
     for component in needed:
         if component in _WEIGHTED:
             check_weights(folder / component, variant)
-    for shard_index in folder.rglob("*.safetensors.index.json"):
-        shards = set(_read_json(shard_index, folder)["weight_map"].values())
-        for shard in sorted(shards):
-            if not (shard_index.parent / shard).is_file():
+    for index_file in _own_files(folder):
+        for shard in _shards(index_file, folder) if index_file.name.endswith(_SHARD_INDEX) else ():
+            if not shard.is_file():
                 raise SfvgenError(
-                    f"the checkpoint {folder} lacks the file "
-                    f"{(shard_index.parent / shard).relative_to(folder)}; restore it"
+                    f"the checkpoint {folder} lacks the file {shard.relative_to(folder)}; "
+                    "restore it"
                 )
 
 
@@ -126,7 +155,15 @@ def loading_errors(folder: Path | str, advice: str = "save or copy it again") ->
         yield
     except SfvgenError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ArithmeticError,
+        SafetensorError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SfvgenError(
             f"the checkpoint {folder} can't be loaded ({reason}); {advice}"

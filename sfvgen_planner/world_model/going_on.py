@@ -16,6 +16,7 @@ from sfvgen_planner.world_model.checkpoint import (
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.models import Models
 from sfvgen_planner.world_model.new_models import build_inverse_dynamics
+from sfvgen_planner.world_model.objective import is_flow
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import Recipe, WorldModelRecipe
 from sfvgen_planner.world_model.slow_learning import prediction_of
@@ -96,6 +97,8 @@ def _load_base_model(folder: Path, recipe: Recipe, spec: StoreSpec) -> VideoWorl
 def going_on(recipe: WorldModelRecipe, model: VideoWorldModel) -> WorldModelRecipe:
     """The recipe with a trained model's window, and with what the model was trained to predict.
 
+    Its noise schedule is the model's too, unless the recipe asks for another `shift`.
+
     Raises:
         SfvgenError: The recipe says that one of them is another.
     """
@@ -111,6 +114,8 @@ def going_on(recipe: WorldModelRecipe, model: VideoWorldModel) -> WorldModelReci
                 f"the recipe's world_model has {name}: {asked}, but the model to go on from has "
                 f"{value}; leave {name} out, or train from the start without --init-from"
             )
+    if "shift" not in recipe.model_fields_set and is_flow(model.scheduler):
+        own["shift"] = model.scheduler.config.shift
     return recipe.model_copy(update=own)
 
 

@@ -13,6 +13,7 @@ from sfvgen_planner.world_model.checkpoint import (
     loading_errors,
 )
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
+from sfvgen_planner.world_model.pretrained import load_whole
 from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 
 _Head = TypeVar("_Head", InverseDynamics, OutcomeHead, TemporalDistance)
@@ -64,5 +65,5 @@ def required_inverse_dynamics(heads: Heads, folder: Path) -> InverseDynamics:
 def _load(kind: type[_Head], folder: Path) -> _Head | None:
     if not folder.is_dir():
         return None
-    head: _Head = kind.from_pretrained(folder, use_safetensors=True)
-    return head.float()
+    head: _Head = load_whole(kind, folder)
+    return head

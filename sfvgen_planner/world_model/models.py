@@ -12,8 +12,7 @@ from sfvgen_planner.world_model.checkpoint import (
     INVERSE_DYNAMICS_FOLDER,
     OUTCOME_HEAD_FOLDER,
     TEMPORAL_DISTANCE_FOLDER,
-    forget_origin,
-    write_manifest,
+    finish_folder,
 )
 from sfvgen_planner.world_model.heads import load_heads, required_inverse_dynamics
 from sfvgen_planner.world_model.model_card import write_model_card
@@ -75,9 +74,8 @@ def save_checkpoint(
                 head.save_pretrained(temporary / name)
         if write_more is not None:
             write_more(temporary)
-        forget_origin(temporary)
         write_model_card(temporary, model.config)
-        write_manifest(temporary)
+        finish_folder(temporary)
     except BaseException:
         # On a full disk, half a checkpoint takes the room of others.
         shutil.rmtree(temporary, ignore_errors=True)

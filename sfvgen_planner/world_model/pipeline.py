@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfvgen_planner.errors import SfvgenError, require, require_count
-from sfvgen_planner.files import prepare_folder
+from sfvgen_planner.files import prepare_folder, writing_errors
 from sfvgen_planner.world_model.actions import action_bounds, normalise_actions, planned_frames
 from sfvgen_planner.world_model.base_model import fit_image_size, fit_unet, latent_geometry
 from sfvgen_planner.world_model.batch_runner import BatchRunner
 from sfvgen_planner.world_model.checkpoint import (
     COMPONENTS,
     check_folder,
-    forget_origin,
+    finish_folder,
     loading_errors,
     quiet_libraries,
-    write_manifest,
 )
 from sfvgen_planner.world_model.conditioning import condition_planes
 from sfvgen_planner.world_model.cuda_graphs import GraphPool
@@ -33,6 +32,7 @@ from sfvgen_planner.world_model.denoiser import Denoiser
 from sfvgen_planner.world_model.fast_sampling import FastSampling
 from sfvgen_planner.world_model.hub import HUB_OPTIONS, local_folder
 from sfvgen_planner.world_model.kernels import use_fast_kernels
+from sfvgen_planner.world_model.objective import is_flow
 from sfvgen_planner.world_model.pipeline_output import VideoWorldModelOutput
 from sfvgen_planner.world_model.pixels import (
     as_tensor,
@@ -41,6 +41,7 @@ from sfvgen_planner.world_model.pixels import (
     decode_latents,
     encode_frames,
 )
+from sfvgen_planner.world_model.pretrained import is_empty, load_whole
 from sfvgen_planner.world_model.sampling import (
     denoise_chunk,
     nothing_to_hear,
@@ -81,7 +82,8 @@ class VideoWorldModel(DiffusionPipeline):
         unet: Denoiser, the paper's 3D UNet or a video transformer; its input has the latent
             channels and the condition planes. One that takes latents only, as ModelScope's, gets
             input channels with zero weights for the planes.
-        scheduler: Noise schedule and sampler; flow matching or one of the DDPM family.
+        scheduler: Noise schedule and sampler; `FlowMatchEulerDiscreteScheduler`, or one of the DDPM
+            family that predicts the noise or v.
         num_past_frames: f_p, the context frames of a usual chunk.
         num_future_frames: f_g, the frames generated in one chunk; after a single past frame,
             f_p - 1 more, because every chunk fills a window of f_p + f_g frames.
@@ -125,11 +127,9 @@ class VideoWorldModel(DiffusionPipeline):
         text_frozen: bool = False,
     ) -> None:
         super().__init__()
-        if min(num_past_frames, num_future_frames) < 1:
-            raise SfvgenError(
-                "num_past_frames and num_future_frames must be at least 1, "
-                f"got {num_past_frames} and {num_future_frames}"
-            )
+        require_count("num_past_frames", num_past_frames)
+        require_count("num_future_frames", num_future_frames)
+        is_flow(scheduler)
         low, high = action_bounds(action_low, action_high)
         latent_channels, factor = latent_geometry(vae)
         fit_unet(unet, latent_channels, text_encoder.config.hidden_size, len(low))
@@ -236,8 +236,11 @@ class VideoWorldModel(DiffusionPipeline):
         """
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **options)
-        given = {name for name in COMPONENTS if kwargs.get(name) is not None}
-        check_folder(folder, given, kwargs.get("variant"))
+        given = {name for name in COMPONENTS if name in kwargs}
+        for name in given:
+            require(kwargs[name] is not None, f"a world model needs its {name}; leave it out")
+        variant = kwargs.get("variant")
+        check_folder(folder, given, variant)
         # Diffusers' older name.
         dtype = kwargs.pop("torch_dtype", torch.float32)
         dtype = kwargs.setdefault("dtype", dtype)
@@ -245,8 +248,20 @@ class VideoWorldModel(DiffusionPipeline):
             isinstance(dtype, torch.dtype | dict),
             f"dtype must be one of torch's, such as torch.bfloat16, got {dtype!r}",
         )
+        dtypes = dtype if isinstance(dtype, dict) else {"default": dtype}
         with loading_errors(folder), quiet_libraries():
+            if "text_encoder" not in given:
+                kwargs["text_encoder"] = load_whole(
+                    CLIPTextModel,
+                    folder / "text_encoder",
+                    variant=variant,
+                    dtype=dtypes.get("text_encoder", dtypes.get("default", torch.float32)),
+                )
             model: Self = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
+        require(
+            not is_empty(model.tokenizer),
+            f"{folder / 'tokenizer'} holds no tokenizer; save or copy the checkpoint again",
+        )
         for name in COMPONENTS:
             component = getattr(model, name)
             if isinstance(component, nn.Module) and any(p.is_meta for p in component.parameters()):
@@ -280,14 +295,13 @@ class VideoWorldModel(DiffusionPipeline):
             raise SfvgenError("weights are saved as safetensors only: leave safe_serialization out")
         hub = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
         kwargs.setdefault("max_shard_size", MAX_SHARD_SIZE)
-        prepare_folder(Path(save_directory))
-        with quiet_libraries():
-            super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
-        forget_origin(Path(save_directory))
-        write_manifest(Path(save_directory))
+        folder = prepare_folder(Path(save_directory))
+        with writing_errors(folder, kept=False), quiet_libraries():
+            super().save_pretrained(folder, safe_serialization=True, **kwargs)
+            finish_folder(folder)
         if push_to_hub:
             # Diffusers itself would upload before there is a manifest.
-            hub.setdefault("repo_id", Path(save_directory).name)
+            hub.setdefault("repo_id", folder.name)
             self.push_to_hub(variant=kwargs.get("variant"), **hub)
 
     # ---------------------------------------------------------------- pixels and latents
@@ -477,9 +491,10 @@ class VideoWorldModel(DiffusionPipeline):
             guidance_scale: Above 1, the video follows the instruction more closely than the
                 training data did (classifier-free guidance), at twice the denoiser calls. No
                 effect without an instruction.
-            generator: Source of the noise; the global one by default. With a list, one for each
-                `samples_per_generator` samples, their noise does not depend on what else is in the
-                batch.
+            generator: Source of the noise that sampling starts from; the global one by default.
+                With a list, one for each `samples_per_generator` samples, their noise does not
+                depend on what else is in the batch. What a stochastic scheduler, such as DDPM's,
+                adds on the way comes from the global one.
             output_type: "np" decodes the frames, "latent" does not.
             common_noise: Give every sample of a generator the same noise, so that candidates
                 differ by their actions alone.

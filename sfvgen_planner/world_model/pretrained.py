@@ -37,7 +37,7 @@ def load_vae(source: str, subfolder: str | None = None) -> Any:
             f"{folder} holds no autoencoder of diffusers; give the folder of one such as "
             "AutoencoderKL, and the subfolder where it is part of a pipeline",
         )
-        vae = _load_whole(kind, folder)
+        vae = load_whole(kind, folder)
     latent_geometry(vae)
     return vae
 
@@ -68,12 +68,11 @@ def load_text(
             "one, and the subfolder where it is part of a pipeline",
         )
         # Frozen, it must give the same states in training too.
-        encoder = _load_whole(CLIPTextModel, folder, attention_dropout=0.0)
+        encoder = load_whole(CLIPTextModel, folder, attention_dropout=0.0)
         tokenizer = CLIPTokenizer.from_pretrained(root, subfolder=tokenizer_subfolder or "")
-    # transformers makes an empty tokenizer where there are no files of one.
     inside = "" if tokenizer_subfolder is None else f" in {tokenizer_subfolder}"
     require(
-        len(tokenizer) > len(tokenizer.all_special_ids),
+        not is_empty(tokenizer),
         f"{source} holds no CLIP tokenizer{inside}; save it there, or give its tokenizer_subfolder",
     )
     require(
@@ -82,6 +81,11 @@ def load_text(
         f"{encoder.config.vocab_size}; give the tokenizer that it was trained with",
     )
     return encoder, tokenizer
+
+
+def is_empty(tokenizer: CLIPTokenizer) -> bool:
+    """Whether it knows no words: transformers makes one so where there are no files of one."""
+    return len(tokenizer) <= len(tokenizer.all_special_ids)
 
 
 def _weights_folder(root: Path, source: str, subfolder: str | None) -> Path:
@@ -97,14 +101,20 @@ def _weights_folder(root: Path, source: str, subfolder: str | None) -> Path:
     return folder
 
 
-def _load_whole(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A model none of whose weights is missing: the libraries would make these up."""
+def load_whole(kind: Any, folder: Path, **settings: Any) -> Any:
+    """A model none of whose weights is missing: the libraries would make these up.
+
+    Args:
+        kind: Its class, of diffusers or transformers.
+        folder: Holds its config and its weights.
+        **settings: Of `kind.from_pretrained`; single precision unless `dtype` says otherwise.
+
+    Raises:
+        SfvgenError: The weights are not whole.
+    """
+    settings.setdefault("dtype", torch.float32)
     model, found = kind.from_pretrained(
-        folder,
-        use_safetensors=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **settings,
+        folder, use_safetensors=True, output_loading_info=True, **settings
     )
     missing = sorted(found["missing_keys"])
     if missing:

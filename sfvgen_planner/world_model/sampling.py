@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+
+from sfvgen_planner.world_model.objective import is_flow
 
 
 def nothing_to_hear(text_states: Tensor) -> AbstractContextManager[None]:
@@ -56,8 +57,8 @@ def denoise_chunk(
     """
     batch, _, num_past = context.shape[:3]
     latents = noise
-    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    if is_flow:
+    flow = is_flow(scheduler)
+    if flow:
         # diffusers' default grid ends at sigma 0.001 and so wastes one of the few steps.
         sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(sigmas=sigmas, device="cpu")
@@ -67,7 +68,7 @@ def denoise_chunk(
     heard = hear(text_states)
     heard_nothing = None if no_text_states is None else hear(no_text_states)
     for timestep in progress_bar(scheduler.timesteps):
-        scaled = latents if is_flow else scheduler.scale_model_input(latents, timestep)
+        scaled = latents if flow else scheduler.scale_model_input(latents, timestep)
         window = torch.cat([context, scaled], dim=2)
         timesteps = torch.full((batch,), timestep.item(), device=window.device)
         with heard:

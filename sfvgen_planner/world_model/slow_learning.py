@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from sfvgen_planner.world_model.frame_table import FrameTable
-from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
+from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, is_flow, target
 from sfvgen_planner.world_model.pipeline import VideoWorldModel
 from sfvgen_planner.world_model.recipe import Conditions, Prediction, WorldModelRecipe
 
@@ -242,7 +242,7 @@ def build_scheduler(
 
 def prediction_of(scheduler: Any) -> str:
     """What a denoiser with this noise schedule predicts, as in a recipe."""
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    if is_flow(scheduler):
         return "flow"
     prediction: str = scheduler.config.prediction_type
     return prediction

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from sfvgen_planner.data import EpisodeStore
@@ -31,6 +30,7 @@ from sfvgen_planner.world_model.inverse_learning import InverseObjective, pair_b
 from sfvgen_planner.world_model.kernels import use_trainable_attention
 from sfvgen_planner.world_model.models import Models
 from sfvgen_planner.world_model.new_models import build_outcome_head, build_temporal_distance
+from sfvgen_planner.world_model.objective import is_flow
 from sfvgen_planner.world_model.outcome_learning import OutcomeObjective, calibrate, outcome_batches
 from sfvgen_planner.world_model.recipe import (
     AutoencoderRecipe,
@@ -132,7 +132,7 @@ class Stages:
     def train_world_model(self, recipe: WorldModelRecipe) -> None:
         """The denoiser and, unless frozen, the text encoder (slow learning), on frozen latents."""
         model, table = self._model, self._table
-        if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
+        if is_flow(model.scheduler):
             # A base model of another kind keeps the schedule that it was pretrained with.
             model.register_modules(scheduler=build_scheduler(recipe.prediction, recipe.shift))
         if recipe.text.train is not None:

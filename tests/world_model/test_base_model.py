@@ -329,7 +329,7 @@ def test_a_pretrained_clip_loads_in_its_place(folder, diffusers_pipeline, tmp_pa
         ({"action_high": [1.0]}, "action_low has 2 numbers and action_high 1"),
         ({"action_high": [np.inf, 2.0]}, "finite and below"),
         ({"action_high": [-1.0, 2.0]}, "finite and below"),
-        ({"num_future_frames": 0}, "at least 1, got 4 and 0"),
+        ({"num_future_frames": 0}, "num_future_frames must be at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_sentence(folder, arguments, words):

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sfvgen_policies.inverse_dynamics import InverseDynamics
 
 from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import VideoWorldModel, load_world_model, tiny_world_model
+from sfvgen_planner.world_model.heads import load_heads
 
 PAST = np.zeros((1, 4, 64, 64, 3), np.uint8)
 
@@ -130,6 +132,74 @@ def test_missing_shard_is_named(tmp_path):
     shards[-1].unlink()
     with pytest.raises(SfvgenError, match=shards[-1].name):
         VideoWorldModel.from_pretrained(tmp_path / "model")
+
+
+def test_a_list_of_shards_that_is_none_is_named(copy):
+    (copy / "manifest.json").unlink()
+    (copy / "unet/diffusion_pytorch_model.safetensors.index.json").write_text('{"metadata": {}}')
+    with pytest.raises(SfvgenError, match=r"index.json is no list of shards"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("sizes", [("200KB", "10GB"), ("10GB", "200KB")])
+def test_a_model_is_saved_over_one_with_other_shards(model, tmp_path, sizes):
+    for size in sizes:
+        model.save_pretrained(tmp_path / "model", max_shard_size=size)
+        assert torch.allclose(
+            video(VideoWorldModel.from_pretrained(tmp_path / "model")), video(model), atol=1e-5
+        )
+
+
+def test_files_of_others_in_the_folder_are_left_alone(copy):
+    others = {
+        copy / "log.json": '{"step": 1}\n{"step": 2}\n',
+        copy / "mine/config.json": '{"_name_or_path": "here"}',
+    }
+    (copy / "mine").mkdir()
+    for file, text in others.items():
+        file.write_text(text)
+    tiny_world_model(seed=1).save_pretrained(copy)
+    assert {file: file.read_text() for file in others} == others
+    (copy / "log.json").write_text("[]")
+    VideoWorldModel.from_pretrained(copy)
+
+
+def test_a_tokenizer_without_words_is_told(copy):
+    (copy / "manifest.json").unlink()
+    (copy / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(SfvgenError, match="holds no tokenizer"):
+        VideoWorldModel.from_pretrained(copy)
+
+
+def test_missing_weights_are_not_made_up(copy):
+    (copy / "manifest.json").unlink()
+    InverseDynamics(64, [-1.0], [1.0], (8, 8), 8).save_pretrained(copy / "inverse_dynamics")
+    for part, load in (
+        ("text_encoder/model", VideoWorldModel.from_pretrained),
+        ("inverse_dynamics/diffusion_pytorch_model", load_heads),
+    ):
+        file = copy / f"{part}.safetensors"
+        weights = load_file(file)
+        del weights[min(weights)]
+        save_file(weights, file, {"format": "pt"})
+        with pytest.raises(SfvgenError, match=r"lacks 1 of the weights"):
+            load(copy)
+
+
+@pytest.mark.parametrize("name", ["vae", "scheduler"])
+def test_a_part_can_not_be_left_out(saved, name):
+    with pytest.raises(SfvgenError, match=f"needs its {name}"):
+        VideoWorldModel.from_pretrained(saved, **{name: None})
+
+
+def test_sizes_that_make_no_sense_are_told(copy):
+    (copy / "manifest.json").unlink()
+    file = copy / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attention_head_dim": 0}))
+    with pytest.raises(SfvgenError, match="can't be loaded"):
+        VideoWorldModel.from_pretrained(copy)
+    with pytest.raises(SfvgenError, match="num_past_frames must be a whole number"):
+        VideoWorldModel(**tiny_world_model().components, num_past_frames=4.5)
 
 
 def test_no_folder_and_no_shipped_model(tmp_path):

@@ -15,7 +15,9 @@ from sfvgen_planner.world_model import going_on, load_world_model, stages, tiny_
 from sfvgen_planner.world_model.gradient_checkpointing import enable_gradient_checkpointing
 from sfvgen_planner.world_model.heads import load_heads
 from sfvgen_planner.world_model.outcome_head import OutcomeHead
+from sfvgen_planner.world_model.recipe import WorldModelRecipe
 from sfvgen_planner.world_model.shipped import checkpoint_folder
+from sfvgen_planner.world_model.slow_learning import build_scheduler
 from sfvgen_planner.world_model.temporal_distance import TemporalDistance
 from tests.training_recipes import TEMPORAL_DISTANCE
 
@@ -151,6 +153,15 @@ def test_going_on_keeps_the_models_window_and_prediction(
     after = load_world_model(tmp_path / "run/model")
     assert (after.config.num_past_frames, after.config.num_future_frames) == (2, 3)
     assert after.scheduler.config.shift == 2.0
+
+
+@pytest.mark.parametrize(("asked", "kept"), [({}, 12.0), ({"shift": 2.0}, 2.0)])
+def test_the_noise_schedule_is_the_models_unless_another_is_asked_for(asked, kept):
+    model = tiny_world_model()
+    model.register_modules(scheduler=build_scheduler("flow", shift=12.0))
+    optimisation = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    recipe = WorldModelRecipe(optimisation=optimisation, **asked)
+    assert going_on.going_on(recipe, model).shift == kept
 
 
 def test_going_on_with_other_data_is_refused(store, tmp_path, capsys):

@@ -1,7 +1,14 @@
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
+from sfvgen_planner.errors import SfvgenError
 from sfvgen_planner.world_model import tiny_world_model
 from sfvgen_planner.world_model.objective import add_noise, draw_timesteps, target
 from sfvgen_planner.world_model.slow_learning import build_scheduler
@@ -71,3 +78,23 @@ def test_an_exact_denoiser_leads_the_sampler_to_the_clean_frames(
     past = torch.zeros(1, 4, 1, 4, 4)
     output = model(past, num_frames=5, num_inference_steps=num_inference_steps).latents
     assert torch.allclose(output, clean, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(prediction_type="sample"),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        FlowMatchHeunDiscreteScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_schedulers_whose_target_would_be_another_are_refused(scheduler):
+    values = torch.ones(1, 3, 4)
+    with pytest.raises(SfvgenError, match="not supported"):
+        target(scheduler, values, values, torch.tensor([500]))
+    model = tiny_world_model()
+    model.scheduler = scheduler
+    with pytest.raises(SfvgenError, match="not supported"):
+        model(np.zeros((1, 4, 64, 64, 3), np.uint8), num_frames=8)
