@@ -84,7 +84,7 @@ def test_data_from_before_successes_were_recorded_is_refused_before_any_work(
     arguments = ["--recipe", f"{tmp_path}/recipe.yaml", "--data", f"{tmp_path}/data"]
     assert main(["train", *arguments, "--out", f"{tmp_path}/run"]) == 2
     assert "info['success']" in capsys.readouterr().err
-    assert not list((tmp_path / "run").iterdir())
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["training.lock"]
 
 
 def test_holding_out_the_only_episode_is_refused(store, tmp_path, capsys):
@@ -105,4 +105,4 @@ def test_episodes_to_hold_out_are_looked_at_before_any_work(tmp_path, capsys):
     arguments = ["--recipe", f"{recipe}", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
     assert main(["train", *arguments]) == 2
     assert "one episode can't be held out of only one" in capsys.readouterr().err
-    assert not list((tmp_path / "run").iterdir())
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["training.lock"]
