@@ -29,7 +29,6 @@ _PARTS = (
     TEMPORAL_DISTANCE_FOLDER,
     MEMORY_FOLDER,
 )
-_SHARD_INDEX = ".safetensors.index.json"
 _WEIGHTED = ("vae", "text_encoder", "unet")
 _PICKLED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth"}
 _CHECKED_SUFFIXES = {".json", ".safetensors", ".txt"}
@@ -53,13 +52,13 @@ def finish_folder(folder: Path) -> None:
     Configs tell nothing of where their models were loaded from, and lists of shards that another
     file has replaced go.
     """
+    for index, shards in _shard_lists(folder):
+        if not all(shard.is_file() for shard in shards):
+            index.unlink()
     for path in _own_files(folder):
-        if path.name.endswith(_SHARD_INDEX) and not all(map(Path.is_file, _shards(path, folder))):
-            path.unlink()
-        elif path.name in ("config.json", "model_index.json"):
-            content = _read_json(path, folder)
-            if content.pop("_name_or_path", None) is not None:
-                path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        content = json.loads(path.read_text()) if path.suffix == ".json" else None
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     _write_manifest(folder)
 
 
@@ -69,12 +68,14 @@ def _own_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "model_index.json", *below) if path.is_file())
 
 
-def _shards(index: Path, folder: Path) -> list[Path]:
-    """The files that a list of shards names."""
-    weight_map = _read_json(index, folder).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise SfvgenError(f"{index} is no list of shards; copy it again")
-    return [index.parent / name for name in sorted(set(weight_map.values()))]
+def _shard_lists(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A checkpoint's lists of shards, and the files that each names."""
+    for index in _own_files(folder):
+        if index.name.endswith(".safetensors.index.json"):
+            weight_map = _read_json(index, folder).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise SfvgenError(f"{index} is no list of shards; copy it again")
+            yield index, [index.parent / name for name in sorted(set(weight_map.values()))]
 
 
 def check_folder(folder: Path, given: Collection[str] = (), variant: str | None = None) -> None:
@@ -108,8 +109,8 @@ def check_folder(folder: Path, given: Collection[str] = (), variant: str | None 
     for component in needed:
         if component in _WEIGHTED:
             check_weights(folder / component, variant)
-    for index_file in _own_files(folder):
-        for shard in _shards(index_file, folder) if index_file.name.endswith(_SHARD_INDEX) else ():
+    for _, shards in _shard_lists(folder):
+        for shard in shards:
             if not shard.is_file():
                 raise SfvgenError(
                     f"the checkpoint {folder} lacks the file {shard.relative_to(folder)}; "
